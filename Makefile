@@ -26,7 +26,8 @@ lab: $(READY) ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=. nbs/tutorials
 
 docs: $(READY) ## build the documentation site into site/
-	@$(BIN)/mkdocs build --strict --quiet && echo "open site/index.html"
+	@rm -rf build/docs && mkdir -p build && cp -r docs build/docs && cp -r nbs build/docs/nbs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open site/nbs/index.html"
 
 export: $(READY) ## write fincoach/ and README.md from the notebooks
 	@$(BIN)/python tools/export.py

@@ -1,9 +1,11 @@
 """Packaging. `pip install fincoach` is what a backend needs to serve; extras add the rest."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "fincoach/__init__.py").read_text()).group(1)
@@ -49,6 +51,19 @@ DEV = [
     "mkdocs-jupyter>=0.26,<1",
 ]
 
+
+class BuildWithNotebooks(build_py):
+    """Puts the settings and the retrain notebooks into the wheel: they are the kit's, not only the checkout's."""
+
+    def run(self):
+        super().run()
+        package = Path(self.build_lib) / "fincoach"
+        (package / "retrain").mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "settings.ini", package)
+        for notebook in (ROOT / "nbs/retrain").glob("*.ipynb"):
+            shutil.copy(notebook, package / "retrain")
+
+
 setup(
     name="fincoach",
     version=VERSION,
@@ -58,7 +73,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["fincoach", "fincoach.*"]),
-    package_data={"fincoach": ["settings.ini", "migrations/*.ini", "migrations/*.mako", "retrain/*.ipynb", "static/*"]},
+    package_data={"fincoach": ["migrations/*.mako"]},
+    cmdclass={"build_py": BuildWithNotebooks},
     install_requires=SERVE,
     extras_require={
         "lab": LAB,
