@@ -23,7 +23,7 @@ test: $(READY) ## check style, then run every notebook and every test
 	@$(BIN)/pytest
 
 lab: $(READY) ## open JupyterLab on the notebooks
-	@$(BIN)/jupyter lab --notebook-dir=. nbs/tutorials
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/tutorials/01_transactions_to_segments.ipynb
 
 docs: $(READY) ## build the documentation site into site/
 	@rm -rf build/docs && mkdir -p build && cp -r docs build/docs && cp -r nbs build/docs/nbs
