@@ -1,0 +1,14 @@
+"""What a backend imports: services that stand on files and a database, never on training code."""
+
+_WHERE = {"UserSegmentationService": "segmentation", "UserSegmentation": "segmentation", "ServiceError": "segmentation"}
+
+__all__ = ["ServiceError", "UserSegmentation", "UserSegmentationService"]
+
+
+def __getattr__(name: str):
+    """Import a service when it is first asked for, so that one service does not load what another needs."""
+    if name in _WHERE:
+        from importlib import import_module
+
+        return getattr(import_module(f"fincoach.serving.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
