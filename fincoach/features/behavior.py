@@ -8,9 +8,10 @@ __all__ = ['GROUPS', 'FEATURES', 'NAMES', 'income_weekly', 'spending_weekly', 't
            'month_position', 'days_since_purchase', 'weekend_share', 'evening_share', 'payday_effect',
            'essential_share', 'refund_share', 'category_diversity', 'category_stability', 'savings_rate', 'saved_share',
            'impulse_share', 'budget_discipline', 'goal_progress', 'goal_adherence', 'goal_pressure', 'debt_share',
-           'reserve_weeks', 'low_balance_share', 'Feature', 'feature_table', 'extract', 'features_of']
+           'reserve_weeks', 'low_balance_share', 'Feature', 'feature_table', 'extract', 'features_of',
+           'BehavioralFeatureExtractor', 'feature_frame', 'Scaling', 'fit_scaling', 'warm']
 
-# %% ../../nbs/features/behavior.ipynb #8f05b7dc
+# %% ../../nbs/features/behavior.ipynb #886ffee1
 import math
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -19,7 +20,22 @@ import numpy as np
 import polars as pl
 
 from ..data.tables import CATEGORIES, DEBT, DISCRETIONARY, ESSENTIAL, FEE, INCOME, SAVING
-from .ledger import NEVER, Ledgers, Person, compiled, day_number, in_blocks, ledger
+from fincoach.features.ledger import (
+    AMOUNT,
+    DAY,
+    DUE,
+    END,
+    GOAL,
+    NEVER,
+    START,
+    TARGET,
+    Ledgers,
+    Person,
+    compiled,
+    day_number,
+    in_blocks,
+    ledger,
+)
 
 # %% ../../nbs/features/behavior.ipynb #65ec104b
 @compiled
@@ -44,7 +60,7 @@ def _window(person, day, length):
     known = day - person.day[0] + 1
     return _upto(person.day, day - length), hi, max(min(length, known), 7)
 
-# %% ../../nbs/features/behavior.ipynb #48753257
+# %% ../../nbs/features/behavior.ipynb #963e322f
 @compiled
 def _spends(kind):
     """Whether flows of this kind are spending."""
@@ -56,7 +72,7 @@ def _spent(person, lo, hi):
     """Spending of the rows, minor units, not below 0."""
     total = 0
     for r in range(lo, hi):
-        if _spends(person.kind_of[person.category[r]]):
+        if _spends(person.kind[r]):
             total -= person.amount[r]
     return float(max(total, 0))
 
@@ -66,7 +82,7 @@ def _net(person, lo, hi, kind):
     """What went out in a kind less what came in, minor units."""
     total = 0
     for r in range(lo, hi):
-        if person.kind_of[person.category[r]] == kind:
+        if person.kind[r] == kind:
             total -= person.amount[r]
     return float(total)
 
@@ -76,7 +92,7 @@ def _earned(person, lo, hi):
     """Income of the rows, minor units."""
     total = 0
     for r in range(lo, hi):
-        if person.kind_of[person.category[r]] == INCOME and person.amount[r] > 0:
+        if person.kind[r] == INCOME and person.amount[r] > 0:
             total += person.amount[r]
     return float(total)
 
@@ -100,14 +116,14 @@ def spending_weekly(person, day):
     lo, hi, days = _window(person, day, 84)
     return _spent(person, lo, hi) * person.unit * 7 / days if days else math.nan
 
-# %% ../../nbs/features/behavior.ipynb #a0d10087
+# %% ../../nbs/features/behavior.ipynb #0f2ac8c7
 @compiled
 def _purchases(person, lo, hi):
     """The sizes of the purchases among the rows, minor units."""
     sizes = np.empty(hi - lo, np.int64)
     n = 0
     for r in range(lo, hi):
-        if person.amount[r] < 0 and _spends(person.kind_of[person.category[r]]):
+        if person.amount[r] < 0 and _spends(person.kind[r]):
             sizes[n] = -person.amount[r]
             n += 1
     return sizes[:n]
@@ -162,7 +178,7 @@ def _mean_and_spread(totals, n):
         square += (totals[i] - mean) ** 2
     return mean, math.sqrt(square / n)
 
-# %% ../../nbs/features/behavior.ipynb #a1ed43fa
+# %% ../../nbs/features/behavior.ipynb #7ecbb031
 @compiled
 def spending_volatility(person, day):
     """Standard deviation of weekly spending over its mean (up to 26 weeks). Unknown before 4 weeks."""
@@ -173,7 +189,7 @@ def spending_volatility(person, day):
     totals = np.zeros(26, np.int64)
     for r in range(lo, hi):
         week = (day - person.day[r]) // 7
-        if week < weeks and _spends(person.kind_of[person.category[r]]):
+        if week < weeks and _spends(person.kind[r]):
             totals[week] -= person.amount[r]
     mean, spread = _mean_and_spread(totals, weeks)
     return _clip(spread / mean, 0.0, 5.0) if mean > 0 else math.nan
@@ -213,12 +229,12 @@ def _month_position(day):
         length = 28 + ((year % 4 == 0 and year % 100 != 0) or year % 400 == 0)
     return (of_year - (153 * month + 2) // 5) / (length - 1)
 
-# %% ../../nbs/features/behavior.ipynb #4c3736ad
+# %% ../../nbs/features/behavior.ipynb #444cf3d0
 @compiled
 def days_since_income(person, day):
     """Days since the last income, at most 364. Unknown if there never was one."""
     for r in range(_upto(person.day, day) - 1, -1, -1):
-        if person.kind_of[person.category[r]] == INCOME and person.amount[r] > 0:
+        if person.kind[r] == INCOME and person.amount[r] > 0:
             return float(min(day - person.day[r], 364))
     return math.nan
 
@@ -233,18 +249,18 @@ def month_position(person, day):
 def days_since_purchase(person, day):
     """Days since the last purchase, at most 364. Unknown if there never was one."""
     for r in range(_upto(person.day, day) - 1, -1, -1):
-        if person.amount[r] < 0 and _spends(person.kind_of[person.category[r]]):
+        if person.amount[r] < 0 and _spends(person.kind[r]):
             return float(min(day - person.day[r], 364))
     return math.nan
 
-# %% ../../nbs/features/behavior.ipynb #98608da6
+# %% ../../nbs/features/behavior.ipynb #caa5b27c
 @compiled
 def weekend_share(person, day):
     """Share of purchases, by number, on Saturday or Sunday (84 days)."""
     lo, hi, _ = _window(person, day, 84)
     bought, weekend = 0, 0
     for r in range(lo, hi):
-        if person.amount[r] < 0 and _spends(person.kind_of[person.category[r]]):
+        if person.amount[r] < 0 and _spends(person.kind[r]):
             bought += 1
             weekend += (person.day[r] + 3) % 7 >= 5  # day 0 was a Thursday
     return weekend / bought if bought else math.nan
@@ -256,12 +272,12 @@ def evening_share(person, day):
     lo, hi, _ = _window(person, day, 84)
     timed, evening = 0, 0
     for r in range(lo, hi):
-        if person.amount[r] < 0 and person.minute[r] >= 0 and _spends(person.kind_of[person.category[r]]):
+        if person.amount[r] < 0 and person.minute[r] >= 0 and _spends(person.kind[r]):
             timed += 1
             evening += person.minute[r] >= 1_080 or person.minute[r] < 360
     return evening / timed if timed else math.nan
 
-# %% ../../nbs/features/behavior.ipynb #b944d5f8
+# %% ../../nbs/features/behavior.ipynb #40386a88
 @compiled
 def _paydays(person, day, days):
     """Which of the last `days` days (0 is `day`) lie within seven days from a payday."""
@@ -269,15 +285,15 @@ def _paydays(person, day, days):
     lo, hi = _upto(person.day, day - days - 6), _upto(person.day, day)
     largest = 0
     for r in range(lo, hi):
-        if person.kind_of[person.category[r]] == INCOME:
+        if person.kind[r] == INCOME:
             largest = max(largest, person.amount[r])
     for r in range(lo, hi):
-        if largest > 0 and person.kind_of[person.category[r]] == INCOME and person.amount[r] >= largest - largest // 2:
+        if largest > 0 and person.kind[r] == INCOME and person.amount[r] >= largest - largest // 2:
             ago = day - person.day[r]
             near[max(ago - 6, 0) : min(ago + 1, days)] = True
     return near
 
-# %% ../../nbs/features/behavior.ipynb #51af6197
+# %% ../../nbs/features/behavior.ipynb #cbcdec69
 @compiled
 def payday_effect(person, day):
     """Share of discretionary money spent within 7 days from a payday, over the share of such days (84 days)."""
@@ -286,7 +302,7 @@ def payday_effect(person, day):
     covered = near.sum()
     total, after = 0, 0
     for r in range(lo, hi):
-        if person.amount[r] < 0 and person.kind_of[person.category[r]] == DISCRETIONARY:
+        if person.amount[r] < 0 and person.kind[r] == DISCRETIONARY:
             total -= person.amount[r]
             if near[day - person.day[r]]:
                 after -= person.amount[r]
@@ -300,7 +316,7 @@ def _share(part, whole):
     """`part / whole` within 0 and 1; NaN of nothing."""
     return _clip(part / whole, 0.0, 1.0) if whole > 0 else math.nan
 
-# %% ../../nbs/features/behavior.ipynb #1493ca33
+# %% ../../nbs/features/behavior.ipynb #773eb461
 @compiled
 def essential_share(person, day):
     """Share of spending that goes to essentials (84 days)."""
@@ -314,20 +330,20 @@ def refund_share(person, day):
     lo, hi, _ = _window(person, day, 84)
     out, back = 0, 0
     for r in range(lo, hi):
-        if _spends(person.kind_of[person.category[r]]):
+        if _spends(person.kind[r]):
             if person.amount[r] < 0:
                 out -= person.amount[r]
             else:
                 back += person.amount[r]
     return _share(float(back), float(out))
 
-# %% ../../nbs/features/behavior.ipynb #1edf628b
+# %% ../../nbs/features/behavior.ipynb #644854c4
 @compiled
 def _by_category(person, lo, hi):
     """Spending by category, minor units, each not below 0."""
-    totals = np.zeros(len(person.kind_of), np.int64)
+    totals = np.zeros(person.categories, np.int64)
     for r in range(lo, hi):
-        if _spends(person.kind_of[person.category[r]]):
+        if _spends(person.kind[r]):
             totals[person.category[r]] -= person.amount[r]
     return np.maximum(totals, 0)
 
@@ -378,14 +394,14 @@ def saved_share(person, day):
     earned = _earned(person, lo, hi)
     return _clip(_net(person, lo, hi, SAVING) / earned, -1.0, 1.0) if earned > 0 else math.nan
 
-# %% ../../nbs/features/behavior.ipynb #11fef654
+# %% ../../nbs/features/behavior.ipynb #9e285995
 @compiled
 def impulse_share(person, day):
     """Share of discretionary purchases within 90 minutes of another, or between 23:00 and 5:00 (84 days)."""
     lo, hi, _ = _window(person, day, 84)
     bought, impulsive, last, last_counted = 0, 0, -(2**62), True
     for r in range(lo, hi):
-        if person.amount[r] >= 0 or person.minute[r] < 0 or person.kind_of[person.category[r]] != DISCRETIONARY:
+        if person.amount[r] >= 0 or person.minute[r] < 0 or person.kind[r] != DISCRETIONARY:
             continue
         now = person.day[r] * 1_440 + person.minute[r]
         burst = now - last <= 90
@@ -395,7 +411,7 @@ def impulse_share(person, day):
         bought, impulsive = bought + 1, impulsive + last_counted
     return impulsive / bought if bought else math.nan
 
-# %% ../../nbs/features/behavior.ipynb #956d8b58
+# %% ../../nbs/features/behavior.ipynb #ec0d4547
 @compiled
 def budget_discipline(person, day):
     """How evenly each category is spent on from one 28-day period to the next (3 to 6 periods): 1 even, 0 all at once."""
@@ -403,10 +419,10 @@ def budget_discipline(person, day):
     periods = min(days // 28, 6)
     if periods < 3:
         return math.nan
-    totals = np.zeros((len(person.kind_of), 6), np.int64)
+    totals = np.zeros((person.categories, 6), np.int64)
     for r in range(lo, hi):
         period = (day - person.day[r]) // 28
-        if period < periods and _spends(person.kind_of[person.category[r]]):
+        if period < periods and _spends(person.kind[r]):
             totals[person.category[r], period] -= person.amount[r]
     spreads, means = 0.0, 0.0
     totals = np.maximum(totals, 0)
@@ -415,31 +431,31 @@ def budget_discipline(person, day):
         spreads, means = spreads + spread, means + mean
     return _clip(1 - spreads / (means * math.sqrt(periods - 1)), 0.0, 1.0) if means > 0 else math.nan
 
-# %% ../../nbs/features/behavior.ipynb #04399878
+# %% ../../nbs/features/behavior.ipynb #ed4ced5b
 @compiled
 def _open(person, goal, day):
     """Whether a goal is open at the end of `day`."""
-    return person.goal_start[goal] <= day < person.goal_end[goal]
+    return person.goals[goal, START] <= day < person.goals[goal, END]
 
 
 @compiled
 def _put(person, goal, day):
     """What was put towards a goal up to `day`, minor units."""
     total = 0.0
-    for j in range(len(person.put_day)):
-        if person.put_goal[j] == goal and person.put_day[j] <= day:
-            total += person.put_amount[j]
+    for j in range(len(person.puts)):
+        if person.puts[j, GOAL] == goal and person.puts[j, DAY] <= day:
+            total += person.puts[j, AMOUNT]
     return total
 
-# %% ../../nbs/features/behavior.ipynb #3995d044
+# %% ../../nbs/features/behavior.ipynb #3175e5ef
 @compiled
 def goal_progress(person, day):
     """Mean share reached of the open goals. Unknown without one."""
     goals, reached = 0, 0.0
-    for g in range(len(person.goal_target)):
+    for g in range(len(person.goals)):
         if _open(person, g, day):
             goals += 1
-            reached += _clip(_put(person, g, day) / person.goal_target[g], 0.0, 1.0)
+            reached += _clip(_put(person, g, day) / person.goals[g, TARGET], 0.0, 1.0)
     return reached / goals if goals else math.nan
 
 
@@ -448,11 +464,11 @@ def goal_adherence(person, day):
     """Share of the last six 28-day periods with an open goal in which something was put towards one. Unknown without one."""
     periods, kept = 0, 0
     for end in range(day, day - 168, -28):
-        for g in range(len(person.goal_target)):
+        for g in range(len(person.goals)):
             if _open(person, g, end):
                 periods += 1
-                for j in range(len(person.put_day)):
-                    if end - 28 < person.put_day[j] <= end and person.put_amount[j] > 0:
+                for j in range(len(person.puts)):
+                    if end - 28 < person.puts[j, DAY] <= end and person.puts[j, AMOUNT] > 0:
                         kept += 1
                         break
                 break
@@ -465,13 +481,13 @@ def goal_pressure(person, day):
     lo, hi, days = _window(person, day, 84)
     weekly = _earned(person, lo, hi) * 7 / days if days else 0.0
     needed, goals = 0.0, 0
-    for g in range(len(person.goal_target)):
-        if _open(person, g, day) and person.goal_due[g] != NEVER:
+    for g in range(len(person.goals)):
+        if _open(person, g, day) and person.goals[g, DUE] != NEVER:
             goals += 1
-            needed += max(person.goal_target[g] - _put(person, g, day), 0.0) / max((person.goal_due[g] - day) / 7, 1.0)
+            needed += max(person.goals[g, TARGET] - _put(person, g, day), 0.0) / max((person.goals[g, DUE] - day) / 7, 1.0)
     return _clip(needed / weekly, 0.0, 5.0) if goals and weekly > 0 else math.nan
 
-# %% ../../nbs/features/behavior.ipynb #91cab44f
+# %% ../../nbs/features/behavior.ipynb #c0369f24
 @compiled
 def debt_share(person, day):
     """Share of spending that goes to debt payments and fees (84 days)."""
@@ -487,7 +503,7 @@ def reserve_weeks(person, day):
         return math.nan
     kept = 0
     for r in range(hi):
-        if person.kind_of[person.category[r]] != SAVING:
+        if person.kind[r] != SAVING:
             kept += person.amount[r]
     reserve, weekly = person.opening + kept, _spent(person, lo, hi) * 7 / days
     if reserve <= 0:
@@ -609,23 +625,21 @@ def _describe(p, day, out):
     out[26] = goal_pressure(p, day)
     out[27] = low_balance_share(p, day)
 
-# %% ../../nbs/features/behavior.ipynb #69ea6bf0
+# %% ../../nbs/features/behavior.ipynb #6cba1bc7
 @compiled
-def _block(start, stop, days, offsets, day, minute, category, amount, kind_of, opening, unit, goal_offsets, goal_target,
-           goal_start, goal_due, goal_end, put_offsets, put_goal, put_day, put_amount, out):
+def _block(start, stop, days, offsets, day, minute, category, kind, amount, categories, opening, unit, goal_offsets, goals,
+           put_offsets, puts, out):
     """Write the numbers of people `start` to `stop` on each of `days` to `out[person, date, feature]`."""
     for i in range(start, stop):
         a, b = offsets[i], offsets[i + 1]
-        g, h = goal_offsets[i], goal_offsets[i + 1]
-        u, v = put_offsets[i], put_offsets[i + 1]
         person = Person(
-            day[a:b], minute[a:b], category[a:b], amount[a:b], kind_of, opening[i], unit[i],
-            goal_target[g:h], goal_start[g:h], goal_due[g:h], goal_end[g:h], put_goal[u:v], put_day[u:v], put_amount[u:v],
+            day[a:b], minute[a:b], category[a:b], kind[a:b], amount[a:b], categories, opening[i], unit[i],
+            goals[goal_offsets[i] : goal_offsets[i + 1]], puts[put_offsets[i] : put_offsets[i + 1]],
         )
         for t in range(len(days)):
             _describe(person, days[t], out[i, t])
 
-# %% ../../nbs/features/behavior.ipynb #2d3ff77c
+# %% ../../nbs/features/behavior.ipynb #5badb4fc
 def extract(ledgers: Ledgers, as_of, threads: int | None = None) -> np.ndarray:
     """The 28 numbers of everybody at the end of a local day: (people, 28) float64, `NaN` where unknown.
 
@@ -636,21 +650,128 @@ def extract(ledgers: Ledgers, as_of, threads: int | None = None) -> np.ndarray:
     x = ledgers
     out = np.empty((len(x), len(days), len(FEATURES)))
     in_blocks(x.offsets, lambda start, stop: _block(
-        start, stop, days, x.offsets, x.day, x.minute, x.category, x.amount, x.kind_of, x.opening, x.unit, x.goal_offsets,
-        x.goal_target, x.goal_start, x.goal_due, x.goal_end, x.put_offsets, x.put_goal, x.put_day, x.put_amount, out), threads)
+        start, stop, days, x.offsets, x.day, x.minute, x.category, x.kind, x.amount, x.categories, x.opening, x.unit,
+        x.goal_offsets, x.goals, x.put_offsets, x.puts, out), threads)
     return out if several else out[:, 0]
 
-# %% ../../nbs/features/behavior.ipynb #12e9842c
+# %% ../../nbs/features/behavior.ipynb #c7f319e6
 def features_of(person: Person, as_of) -> np.ndarray:
     """The 28 numbers of one person at the end of a local day (a date, ISO text or day number): float64, `NaN` where unknown."""
     day = as_of if isinstance(as_of, (int, np.integer)) else day_number(as_of)
     p, out = person, np.empty((1, 1, len(FEATURES)))
-    _block(0, 1, np.array([day], np.int64), _pair(p.day), p.day, p.minute, p.category, p.amount, p.kind_of, np.array([p.opening]),
-           np.array([p.unit]), _pair(p.goal_target), p.goal_target, p.goal_start, p.goal_due, p.goal_end,
-           _pair(p.put_day), p.put_goal, p.put_day, p.put_amount, out)
+    _block(0, 1, np.array([day], np.int64), _pair(p.day), p.day, p.minute, p.category, p.kind, p.amount, p.categories,
+           np.array([p.opening]), np.array([p.unit]), _pair(p.goals), p.goals, _pair(p.puts), p.puts, out)
     return out[0, 0]
 
 
 def _pair(rows: np.ndarray) -> np.ndarray:
     """The offsets of a single person."""
     return np.array([0, len(rows)], np.int64)
+
+# %% ../../nbs/features/behavior.ipynb #3d04d1cc
+class BehavioralFeatureExtractor:
+    """The numbers of everybody in `source` (`Ledgers`, frames or a snapshot) as of a date, by theme.
+
+    Each method gives a Polars frame with `user_id` and the numbers of one group of `FEATURES`; unknown ones are null.
+    """
+
+    def __init__(self, source, as_of):
+        if not isinstance(source, Ledgers):
+            source = Ledgers.from_frames(source) if isinstance(source, dict) else Ledgers.from_snapshot(source)
+        self.as_of = date.fromisoformat(as_of) if isinstance(as_of, str) else as_of
+        self.frame = feature_frame(source.user_ids, extract(source, self.as_of))
+
+    def __repr__(self):
+        return f"BehavioralFeatureExtractor: {len(FEATURES)} numbers of {self.frame.height:,} people as of {self.as_of}"
+
+    def _group(self, group: str) -> pl.DataFrame:
+        return self.frame.select("user_id", *(f.name for f in FEATURES if f.group == group))
+
+    def extract_temporal_features(self) -> pl.DataFrame:
+        """When money comes and goes: pace, trend, weekends, evenings, paydays."""
+        return self._group("temporal")
+
+    def calculate_spending_volatility(self) -> pl.DataFrame:
+        """How much comes in and goes out, in purchases of which size, and how unevenly from week to week."""
+        return self._group("spending")
+
+    def analyze_category_preferences(self) -> pl.DataFrame:
+        """Where it goes: essentials, spread over categories, how that changes, refunds."""
+        return self._group("categories")
+
+    def measure_financial_discipline(self) -> pl.DataFrame:
+        """What is kept and how evenly: savings, impulses, budgets, goals."""
+        return self._group("discipline")
+
+    def assess_risk_indicators(self) -> pl.DataFrame:
+        """How far it would last: debt, reserve, low balances, pressure of goals."""
+        return self._group("risk")
+
+# %% ../../nbs/features/behavior.ipynb #9b50d896
+def feature_frame(user_ids, values: np.ndarray) -> pl.DataFrame:
+    """`user_id` and the 28 numbers as a frame; unknown (`NaN`) is null."""
+    columns = {name: pl.Series(values[:, i]) for i, name in enumerate(NAMES)}
+    return pl.DataFrame({"user_id": np.asarray(user_ids, np.int64)} | columns).with_columns(pl.col(NAMES).fill_nan(None))
+
+# %% ../../nbs/features/behavior.ipynb #9c9f0ea7
+def _random_ledgers(people: int, rows: int, seed: int) -> Ledgers:
+    """People with random rows over 400 days from 2024-01-01: enough to try the machinery, not a model of anybody."""
+    rng = np.random.default_rng(seed)
+    start = np.datetime64("2024-01-01", "us").astype(np.int64)
+    n = people * rows
+    category = rng.choice([1, 5, 8, 9, 13, 14, 15, 21, 22, 23, 24], n)
+    amount = np.where(category == 1, rng.integers(100_000, 300_000, n), -rng.integers(100, 20_000, n))
+    return Ledgers.from_frames({
+        "users": pl.DataFrame({"id": np.arange(1, people + 1)}).with_columns(timezone=pl.lit("UTC"), currency=pl.lit("EUR")),
+        "transactions": pl.DataFrame({
+            "user_id": rng.integers(1, people + 1, n), "amount_minor": amount, "category_id": category,
+            "occurred_at": pl.Series(start + rng.integers(0, 400 * 1_440, n) * 60_000_000).cast(pl.Datetime("us", "UTC")),
+        }).with_columns(currency=pl.lit("EUR")),
+    })
+
+# %% ../../nbs/features/behavior.ipynb #b9e515b0
+@dataclass(frozen=True)
+class Scaling:
+    """How raw numbers become model inputs: one entry a number. `to_dict` gives plain JSON values."""
+
+    names: tuple[str, ...]
+    scale: tuple[str, ...]  # "linear" or "log"
+    fill: tuple[float, ...]  # raw value that stands in for an unknown one
+    center: tuple[float, ...]  # after the log
+    spread: tuple[float, ...]  # after the log
+    clip: float = 4.0
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Raw (n, numbers) values, `NaN` unknown, to centred and scaled ones within +-clip, none missing."""
+        x = np.where(np.isnan(values), self.fill, values)
+        z = (_bent(x, self.scale) - self.center) / self.spread
+        return np.clip(z, -self.clip, self.clip)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def _bent(values: np.ndarray, scale) -> np.ndarray:
+    """log(1 + x) in the columns whose scale is "log"."""
+    log = np.array([s == "log" for s in scale])
+    return np.where(log, np.log1p(np.where(log, values, 0.0)), values)
+
+# %% ../../nbs/features/behavior.ipynb #4d34d03a
+def fit_scaling(values: np.ndarray, names=NAMES) -> Scaling:
+    """The `Scaling` of training people's raw (n, len(names)) values. A number without spread is only centred."""
+    table = {f.name: f for f in FEATURES}
+    rows = [table[n] for n in names]
+    known = [column[~np.isnan(column)] for column in np.asarray(values, float).T]
+    fill = [float(np.median(k)) if len(k) else r.neutral for k, r in zip(known, rows, strict=True)]
+    scale = tuple(r.scale for r in rows)
+    bent = _bent(np.where(np.isnan(values), fill, values), scale)
+    low, center, high = np.quantile(bent, [0.16, 0.5, 0.84], axis=0) if len(values) else np.zeros((3, len(names)))
+    spread = np.where(high > low, (high - low) / 2, bent.std(axis=0) if len(values) else 0.0)
+    spread = np.where(spread > 1e-12, spread, 1.0)
+    return Scaling(tuple(names), scale, tuple(fill), tuple(center.tolist()), tuple(spread.tolist()))
+
+# %% ../../nbs/features/behavior.ipynb #98d495f1
+def warm() -> None:
+    """Compile (once a machine) and load everything that features need."""
+    extract(_random_ledgers(people=2, rows=3, seed=0), "2024-06-01")
