@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIGRATIONS', 'REVISIONS', 'VERSION_TABLE', 'STATES', 'Frames', 'SCHEMA', 'NEVER', 'DatabaseError', 'connect',
-           'writing', 'state', 'require', 'upgrade', 'downgrade', 'revision', 'drift', 'conform', 'new_categories',
-           'find_user', 'PersonRows', 'end_of_day', 'read_person']
+           'writing', 'state', 'require', 'upgrade', 'downgrade', 'revision', 'drift', 'conform', 'check_references',
+           'new_categories', 'load', 'counts', 'find_user', 'PersonRows', 'end_of_day', 'read_person']
 
 # %% ../../nbs/data/database.ipynb #9159f998
 import difflib
@@ -247,7 +247,24 @@ def _check(name: str, column: sa.Column, series: pl.Series) -> None:
     if series.dtype == pl.Float64 and not series.is_finite().all():
         raise DatabaseError(f"{where} has a number that is not finite")
 
-# %% ../../nbs/data/database.ipynb #4956a3cb
+# %% ../../nbs/data/database.ipynb #58789716
+def _check_rules(name: str, frame: pl.DataFrame) -> None:
+    """Raises a `DatabaseError` for a row that breaks a check of the table, or has the same key as another."""
+    table = TABLES[name]
+    for rule in table.constraints:
+        if isinstance(rule, sa.CheckConstraint):
+            broken = frame.filter(~pl.sql_expr(str(rule.sqltext)))
+            if len(broken):
+                raise DatabaseError(f"{name}: {len(broken)} rows break the rule {rule.sqltext}: for example {broken.row(0, named=True)}")
+    keys = [r.columns for r in table.constraints if isinstance(r, sa.UniqueConstraint | sa.PrimaryKeyConstraint)]
+    for key in keys + [index.columns for index in table.indexes if index.unique]:
+        columns = [c.name for c in key]
+        some = frame.select(columns).drop_nulls()
+        twice = some.filter(some.is_duplicated()) if len(columns) > 1 else some.filter(some.to_series().is_duplicated())
+        if len(twice):
+            raise DatabaseError(f"{name}.{', '.join(columns)} must be unique, but is twice {twice.row(0)} in these frames")
+
+# %% ../../nbs/data/database.ipynb #5c3040f8
 def conform(frames: Frames) -> Frames:
     """The same rows with the tables' columns, in their order and types; what is missing is null or the column's default.
 
@@ -265,6 +282,7 @@ def conform(frames: Frames) -> Frames:
             made.append(_cast(name, column, series.alias(column.name)))
             _check(name, column, made[-1])
         ready[name] = pl.DataFrame(made)
+        _check_rules(name, ready[name])
     return {name: ready[name] for name in TABLES if name in ready}
 
 
@@ -274,24 +292,27 @@ def _known(name: str, names, what: str) -> None:
         near = difflib.get_close_matches(name, names, 1)
         raise DatabaseError(f"there is no {what} {name!r}" + (f": did you mean {near[0]!r}?" if near else f": there are {', '.join(names)}"))
 
-# %% ../../nbs/data/database.ipynb #06eb303e
+# %% ../../nbs/data/database.ipynb #ba0321f9
 def _stored(connection: sa.Connection, table: sa.Table, ids: list[int]) -> set[int]:
     """Those of `ids` that `table` has."""
     key = next(iter(table.primary_key.columns))
     parts = (ids[i : i + 500] for i in range(0, len(ids), 500))
     return {found for part in parts for found in connection.scalars(sa.select(key).where(key.in_(part)))}
 
+# %% ../../nbs/data/database.ipynb #c8200e5a
+def check_references(frames: Frames, connection: sa.Connection | None = None) -> None:
+    """Raises a `DatabaseError` that names table, column and examples, if a row points to one that is nowhere.
 
-def _check_keys(connection: sa.Connection, frames: Frames) -> None:
-    """Raises a `DatabaseError` that names table, column and examples, if a row points to a row that is not there."""
+    `frames` conform. Rows of the database behind `connection` count as there.
+    """
     for name, frame in frames.items():
         for key in TABLES[name].foreign_keys:
             parent, column = key.column.table, key.parent.name
             wanted = frame[column].drop_nulls().unique()
             if parent.name in frames:
                 wanted = wanted.filter(~wanted.is_in(frames[parent.name][key.column.name].implode()))
-            orphans = sorted(set(wanted) - _stored(connection, parent, wanted.to_list()))
-            if orphans:
+            there = _stored(connection, parent, wanted.to_list()) if connection is not None else set()
+            if orphans := sorted(set(wanted) - there):
                 some = ", ".join(map(str, orphans[:3])) + (", ..." if len(orphans) > 3 else "")
                 raise DatabaseError(f"{name}.{column} points to {len(orphans)} rows that {parent.name} has not "
                                     f"({parent.name}.{key.column.name} {some}): load those first, or in the same call")
@@ -321,19 +342,7 @@ def _insert(connection: sa.Connection, name: str, frame: pl.DataFrame, bar) -> N
         bar.update(len(part))
     cursor.close()
 
-# %% ../../nbs/data/database.ipynb #c74db39e
-def _clash(error: Exception, frames: Frames) -> str:
-    """What a violated constraint means, in words."""
-    said = str(getattr(error, "orig", error)).strip()
-    if found := re.search(r"UNIQUE constraint failed: (\w+)\.(\w+)(, .*)?$", said):
-        name, column, more = found.groups()
-        twice = frames[name][column].filter(frames[name][column].is_duplicated()) if not more else []
-        if len(twice):
-            return f"{name}.{column} {twice[0]} is twice in these frames"
-        return f"{name}.{column}{more or ''}: a row with the same is already in the database"
-    return said
-
-
+# %% ../../nbs/data/database.ipynb #a77987cb
 def load(engine: sa.Engine, frames: Frames, progress: bool = False) -> dict[str, int]:
     """Appends `frames` to the tables, all or nothing; the number of rows a table got.
 
@@ -345,14 +354,15 @@ def load(engine: sa.Engine, frames: Frames, progress: bool = False) -> dict[str,
         if "categories" in frames:
             stored = pl.DataFrame(connection.execute(sa.select(CategoryRow.__table__)).all(), SCHEMA["categories"], orient="row")
             frames["categories"] = new_categories(frames["categories"], stored)
-        _check_keys(connection, frames)
+        check_references(frames, connection)
         total = sum(map(len, frames.values()))
         try:
             with tqdm(total=total, desc="loading", unit=" rows", unit_scale=True, disable=not progress) as bar:
                 for name, frame in frames.items():
                     _insert(connection, name, frame, bar)
         except engine.dialect.loaded_dbapi.IntegrityError as error:
-            raise DatabaseError(f"{_clash(error, frames)}: nothing was loaded") from error
+            said = str(error).strip().replace("UNIQUE constraint failed:", "the database already has a row with the same")
+            raise DatabaseError(f"{said}: nothing was loaded") from error
     return {name: len(frame) for name, frame in frames.items()}
 
 
@@ -399,12 +409,12 @@ class PersonRows(NamedTuple):
     contribution_minor: np.ndarray
     kinds: np.ndarray  # int8 by category id: its place in KINDS, -1 where there is no such category
 
-# %% ../../nbs/data/database.ipynb #a969d0e2
+# %% ../../nbs/data/database.ipynb #a9629a86
 _PERSON = "SELECT u.external_id, u.timezone, u.currency, p.opening_balance_minor FROM users u LEFT JOIN user_profiles p ON p.user_id = u.id WHERE u.id = ?"
-_ROWS = "SELECT occurred_at, category_id, amount_minor FROM transactions WHERE user_id = ? AND occurred_at < ? ORDER BY occurred_at, id"
-_GOALS = "SELECT id, target_minor, created_at, due_at, closed_at FROM financial_goals WHERE user_id = ? AND created_at < ? ORDER BY id"
+_ROWS = "SELECT occurred_at, category_id, amount_minor FROM transactions WHERE user_id = ? AND currency = ? AND occurred_at < ? ORDER BY occurred_at, id"
+_GOALS = "SELECT id, target_minor, created_at, due_at, closed_at FROM financial_goals WHERE user_id = ? AND currency = ? AND created_at < ? ORDER BY id"
 _GIVEN = """SELECT g.id, c.contributed_at, c.amount_minor FROM goal_contributions c JOIN financial_goals g ON g.id = c.goal_id
-            WHERE g.user_id = ? AND g.created_at < ? AND c.contributed_at < ? ORDER BY c.contributed_at, c.id"""
+            WHERE g.user_id = ? AND g.currency = ? AND g.created_at < ? AND c.contributed_at < ? ORDER BY c.contributed_at, c.id"""
 _KINDS = "SELECT id, kind FROM categories"
 
 
@@ -424,10 +434,10 @@ def _kind_numbers(rows: list[tuple]) -> np.ndarray:
         kinds[id] = KINDS.index(kind)
     return kinds
 
-# %% ../../nbs/data/database.ipynb #faa8fc3b
+# %% ../../nbs/data/database.ipynb #3a8fb604
 def end_of_day(day: date, zone: str) -> datetime:
     """The moment at which `day` is over in `zone`: rows before it belong to the day or an earlier one."""
-    return datetime.combine(day + timedelta(days=1), time(), ZoneInfo(zone))
+    return datetime.combine(day + timedelta(days=1), time(fold=1), ZoneInfo(zone))
 
 
 def read_person(engine: sa.Engine, user_id: int, as_of: date) -> PersonRows:
@@ -444,10 +454,10 @@ def read_person(engine: sa.Engine, user_id: int, as_of: date) -> PersonRows:
 
             if not (person := read(_PERSON, user_id)):
                 raise DatabaseError(f"there is nobody with the id {user_id} in {_where(engine)}")
-            end = end_of_day(as_of, person[0][1])
+            own, end = person[0][2], end_of_day(as_of, person[0][1])
             end = to_micros(end) if sqlite else end
-            rows, goals = _columns(read(_ROWS, user_id, end), 3), _columns(read(_GOALS, user_id, end), 5)
-            given = _columns(read(_GIVEN, user_id, end, end), 3)
+            rows, goals = _columns(read(_ROWS, user_id, own, end), 3), _columns(read(_GOALS, user_id, own, end), 5)
+            given = _columns(read(_GIVEN, user_id, own, end, end), 3)
             kinds = _kind_numbers(read(_KINDS))
         finally:
             raw.close()
