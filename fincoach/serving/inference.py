@@ -6,7 +6,7 @@
 __all__ = ['FeatureScaling', 'Cluster', 'ParametersError', 'SegmentationParameters', 'standardise', 'unstandardise', 'Assignment',
            'assign', 'People', 'pack_people', 'unpack_people']
 
-# %% ../../nbs/serving/inference.ipynb #fc655a5f
+# %% ../../nbs/serving/inference.ipynb #6b0e8be2
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -15,6 +15,7 @@ from datetime import date
 from functools import cached_property
 from io import BytesIO
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -238,7 +239,7 @@ def assign(parameters: SegmentationParameters, X: np.ndarray) -> Assignment:
     gap = best[:, 0] - best[:, 1] if p.shape[1] > 1 else np.ones(len(p))
     return Assignment(p.argmax(axis=1), p, gap < parameters.margin)
 
-# %% ../../nbs/serving/inference.ipynb #b8de19b2
+# %% ../../nbs/serving/inference.ipynb #a17885b3
 class People(NamedTuple):
     """The people behind a segmentation: ids (n,) int64, cluster positions (n,) int16, coordinates (n, F) float16."""
 
@@ -265,8 +266,8 @@ def unpack_people(content: bytes) -> People:
     try:
         with np.load(BytesIO(content), allow_pickle=False) as found:
             people = People(*(found[name] for name in People._fields))
-    except (ValueError, KeyError, OSError, EOFError) as e:
-        raise ParametersError(f"not a table of people: {e}") from None
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile):
+        raise ParametersError("not a table of people: expected the .npz that pack_people writes") from None
     sizes = {len(a) for a in people}
     _need(len(sizes) == 1 and people.z.ndim == 2, "the table of people has columns of different lengths")
     return people
