@@ -7,11 +7,12 @@ __all__ = ['MIGRATIONS', 'REVISIONS', 'VERSION_TABLE', 'STATES', 'Frames', 'SCHE
            'writing', 'state', 'require', 'upgrade', 'downgrade', 'revision', 'drift', 'conform', 'check_references',
            'new_categories', 'load', 'counts', 'find_user', 'PersonRows', 'end_of_day', 'read_person']
 
-# %% ../../nbs/data/database.ipynb #9159f998
+# %% ../../nbs/data/database.ipynb #cf7c3788
 import difflib
 import re
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -327,18 +328,24 @@ def new_categories(rows: pl.DataFrame, there: pl.DataFrame) -> pl.DataFrame:
         raise DatabaseError(f"category {id} is {name_there} ({kind_there}), and cannot become {name} ({kind}): use a new number")
     return rows.join(there, on="id", how="anti")
 
-# %% ../../nbs/data/database.ipynb #4ae7dc18
+# %% ../../nbs/data/database.ipynb #988baed3
+_AT_ONCE = 100
+
+
 def _insert(connection: sa.Connection, name: str, frame: pl.DataFrame, bar) -> None:
     """Appends the rows of a conforming frame to their table."""
     sqlite = connection.dialect.name == "sqlite"
     if sqlite:
         frame = frame.with_columns(pl.selectors.datetime().to_physical())
-    mark = "?" if sqlite else "%s"
     columns = ", ".join(connection.dialect.identifier_preparer.quote(c) for c in frame.columns)
-    statement = f"INSERT INTO {name} ({columns}) VALUES ({', '.join([mark] * frame.width)})"
+    row = f"({', '.join(['?' if sqlite else '%s'] * frame.width)})"
+    start, width, step = f"INSERT INTO {name} ({columns}) VALUES ", frame.width, frame.width * _AT_ONCE
     cursor = connection.connection.cursor()
     for part in frame.iter_slices(20_000):
-        cursor.executemany(statement, zip(*(c.to_list() for c in part), strict=True))
+        cells = list(chain.from_iterable(zip(*(c.to_list() for c in part), strict=True)))
+        whole = len(cells) // step * step
+        cursor.executemany(start + ", ".join([row] * _AT_ONCE), [cells[i : i + step] for i in range(0, whole, step)])
+        cursor.executemany(start + row, [cells[i : i + width] for i in range(whole, len(cells), width)])
         bar.update(len(part))
     cursor.close()
 
