@@ -99,7 +99,7 @@ def _pieces(path: Path):
         while piece := file.read(1 << 20):
             yield piece
 
-# %% ../../nbs/serving/artifacts.ipynb #50437807
+# %% ../../nbs/serving/artifacts.ipynb #e255d174
 @contextmanager
 def _writing(root: Path):
     """Hold the only right to write below `root`; waits for another writer. Leftovers of killed writers are cleared first."""
@@ -112,9 +112,11 @@ def _writing(root: Path):
         cleared = sorted((root / STAGING).glob("*"))
         shutil.rmtree(root / STAGING, ignore_errors=True)
         (root / STAGING).mkdir()
-        yield cleared
+        try:
+            yield cleared
+        finally:
+            shutil.rmtree(root / STAGING, ignore_errors=True)
     finally:
-        shutil.rmtree(root / STAGING, ignore_errors=True)
         os.close(handle)
 
 # %% ../../nbs/serving/artifacts.ipynb #3d720bb8
