@@ -668,7 +668,7 @@ def _pair(rows: np.ndarray) -> np.ndarray:
     """The offsets of a single person."""
     return np.array([0, len(rows)], np.int64)
 
-# %% ../../nbs/features/behavior.ipynb #3d04d1cc
+# %% ../../nbs/features/behavior.ipynb #6bfacb6d
 class BehavioralFeatureExtractor:
     """The numbers of everybody in `source` (`Ledgers`, frames or a snapshot) as of a date, by theme.
 
@@ -676,8 +676,7 @@ class BehavioralFeatureExtractor:
     """
 
     def __init__(self, source, as_of):
-        if not isinstance(source, Ledgers):
-            source = Ledgers.from_frames(source) if isinstance(source, dict) else Ledgers.from_snapshot(source)
+        source = Ledgers.of(source)
         self.as_of = date.fromisoformat(as_of) if isinstance(as_of, str) else as_of
         self.frame = feature_frame(source.user_ids, extract(source, self.as_of))
 

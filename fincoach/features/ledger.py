@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'TARGET', 'START', 'DUE', 'END', 'GOAL', 'DAY', 'AMOUNT', 'compiled', 'day_number', 'Clocks', 'clocks',
-           'localise', 'settle', 'in_blocks', 'unit_of', 'Person', 'kinds_by_category', 'ledger', 'Ledgers']
+           'localise', 'settle', 'in_blocks', 'unit_of', 'Person', 'kinds_by_category', 'ledger', 'Ledgers',
+           'person_from_rows']
 
 # %% ../../nbs/features/ledger.ipynb #c8cbbff4
 import os
@@ -196,7 +197,7 @@ def ledger(rows, opening: float = np.nan, unit: float = 0.01, goals=(), puts=())
     return Person(day, minute, category, kind_of[category], amount, len(kind_of), float(opening), unit,
                   np.array(goals, np.int64).reshape(-1, 4), np.array(puts, np.int64).reshape(-1, 3))
 
-# %% ../../nbs/features/ledger.ipynb #60a6ae31
+# %% ../../nbs/features/ledger.ipynb #5ed75753
 @dataclass(frozen=True, eq=False)
 class Ledgers:
     """Many people's ledgers. `user_ids` ascends; arrays are those of `Person`, one person behind the other."""
@@ -232,6 +233,13 @@ class Ledgers:
         A missing value, an unknown user, category or time zone is a `ValueError`.
         """
         return _build(frames)
+
+    @classmethod
+    def of(cls, source) -> "Ledgers":
+        """Ledgers of frames (a dict) or of a snapshot; `Ledgers` come back as they are."""
+        if isinstance(source, Ledgers):
+            return source
+        return cls.from_frames(source) if isinstance(source, dict) else cls.from_snapshot(source)
 
     @classmethod
     def from_snapshot(cls, snapshot) -> "Ledgers":
@@ -436,3 +444,31 @@ def _build(frames: dict) -> Ledgers:
     unit = np.array([unit_of(c) for c in people["currency"]])
     return Ledgers(ids, offsets, day, minute, category, kind, amount, categories, people["opening"].to_numpy(writable=True), unit,
                    **_goals(frames, people, aside), set_aside=aside)
+
+# %% ../../nbs/features/ledger.ipynb #7702a22e
+def person_from_rows(rows) -> Person:
+    """The ledger of one person's rows (`fincoach.data.database.PersonRows`); the same as the one from the tables."""
+    sane, given = (np.abs(a.astype(float)) <= 2.0**53 for a in (rows.amount_minor, rows.contribution_minor))
+    micros, category, amount = (np.ascontiguousarray(a[sane]) for a in (rows.occurred_at, rows.category_id, rows.amount_minor))
+    moments = [rows.goal_created_at, rows.goal_due_at, rows.goal_closed_at, rows.contribution_at[given]]
+    known = np.concatenate([micros, *moments])
+    known = known[known < 2**63 - 1]
+    zone = clocks([rows.timezone], int(known.min()), int(known.max())) if len(known) else clocks([rows.timezone], 0, 0)
+
+    def local(moments):
+        day, minute = np.empty(len(moments), np.int32), np.empty(len(moments), np.int16)
+        localise(0, 1, np.array([0, len(moments)]), _ONE, *zone, np.ascontiguousarray(moments), day, minute)
+        return day, minute
+
+    (day, minute), kind, moved = local(micros), rows.kinds[category], np.zeros(1)  # categories are checked by the database
+    category = category.astype(np.int16)
+    settle(0, 1, np.array([0, len(day)]), day, minute, category, kind, amount, moved)
+    n = len(day) if moved[0] <= 2.0**62 else 0
+    start, due, end, put_day = (local(m)[0] for m in moments)
+    opening = np.nan if rows.opening_balance_minor is None else float(rows.opening_balance_minor)
+    goals = np.column_stack([rows.goal_target_minor, start, due, end]).astype(np.int64)
+    puts = np.column_stack([rows.contribution_goal[given], put_day, rows.contribution_minor[given]]).astype(np.int64)
+    return Person(day[:n], minute[:n], category[:n], kind[:n], amount[:n], len(rows.kinds), opening, unit_of(rows.currency), goals, puts)
+
+
+_ONE = np.zeros(1, np.int64)
