@@ -7,7 +7,7 @@ __all__ = ['BEHAVIOUR', 'GOALS', 'CLIP', 'PROTOTYPES', 'FLOOR', 'matrix', 'bend'
            'similarities', 'Name', 'fit_spread', 'Naming', 'place', 'ClusterChoice', 'ClusterValidation',
            'UserSegmentationModel', 'outcomes', 'followed', 'segment_usefulness', 'compare_methods']
 
-# %% ../../nbs/segments/model.ipynb #ee596709
+# %% ../../nbs/segments/model.ipynb #a254c863
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from fincoach.evaluate.clusters import (
 from ..features.behavior import FEATURES
 from ..features.ledger import Ledgers, day_number
 from ..serving.inference import Cluster, FeatureScaling, SegmentationParameters, assign, standardise
+from ..show import ACCENT, Card, Html, chart, join, prose, table
 
 # %% ../../nbs/segments/model.ipynb #626fa215
 BEHAVIOUR = tuple(f for f in FEATURES if f.role != "context")
@@ -216,9 +217,9 @@ def fit_spread(z: np.ndarray, centres: np.ndarray, weight: np.ndarray, rounds: i
         spread = max((p * distance).sum() / (len(z) * len(axes)), 1e-6)
     return float(spread)
 
-# %% ../../nbs/segments/model.ipynb #c7368ed9
+# %% ../../nbs/segments/model.ipynb #3b32d7d5
 @dataclass(frozen=True)
-class Naming:
+class Naming(Card):
     """The names of all clusters, in the order of the parameters' clusters, with how sure each is."""
 
     names: tuple[Name, ...]
@@ -232,6 +233,14 @@ class Naming:
         flat = [{f: getattr(n, f) for f in Name.__dataclass_fields__ if f != "distinguishes"} for n in self.names]
         return pl.DataFrame(flat).with_columns(
             distinguishes=pl.Series([", ".join(f"{f} {z:+.1f}" for f, z in n.distinguishes) for n in self.names]))
+
+    def card_body(self) -> Html:
+        """A table: one row a cluster."""
+        rows = [{"segment": n.name, "share": n.share, "similarity": n.similarity, "next": f"{n.runner_up} ({n.runner_up_similarity:.2f})",
+                 "gap": n.gap, "same name": n.frequency, "what stands out": ", ".join(f"{f} {z:+.1f}" for f, z in n.distinguishes)}
+                for n in self.names]
+        note = f"Below a similarity of {FLOOR} a cluster has no name. 'Same name': share of refits on resampled people that name it so."
+        return table(rows, formats={"share": ".0%", "similarity": ".2f", "gap": ".2f", "same name": ".0%"}, footnote=note)
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
@@ -250,9 +259,9 @@ def place(parameters: SegmentationParameters, features: pl.DataFrame) -> pl.Data
         "segment_name": name[placed.cluster], "confidence": placed.probability.max(1), "second_name": second,
         "between": placed.between})
 
-# %% ../../nbs/segments/model.ipynb #6fea3ce8
+# %% ../../nbs/segments/model.ipynb #80b46363
 @dataclass(frozen=True)
-class ClusterChoice:
+class ClusterChoice(Card):
     """The evidence on the number of groups: one row of `table` a k, and what three common rules would choose."""
 
     table: pl.DataFrame
@@ -266,6 +275,27 @@ class ClusterChoice:
     def to_frame(self) -> pl.DataFrame:
         """One row a k: inertia, explained, silhouette, stability with its interval."""
         return self.table
+
+    def draw(self) -> Html:
+        """Inertia with its elbow, and silhouette beside stability, over k."""
+        k = self.table["k"].to_numpy()
+
+        def panels(left, right):
+            left.plot(k, self.table["inertia"], "o-", color=ACCENT)
+            left.axvline(self.elbow, ls=":", color=ACCENT)
+            left.set(xlabel="number of groups", title="Spread left within groups (dotted: elbow)", ylim=(0, None))
+            right.fill_between(k, self.table["stability_low"], self.table["stability_high"], color=ACCENT, alpha=0.15, lw=0)
+            right.plot(k, self.table["stability"], "o-", color=ACCENT, label="found again (adjusted Rand)")
+            right.plot(k, self.table["silhouette"], "s--", color="0.45", label="silhouette")
+            right.set(xlabel="number of groups", title="Found again, and apart", ylim=(0, 1))
+            right.legend(loc="center right")
+
+        return chart(panels, "Inertia, stability and silhouette for two to nine groups", columns=2)
+
+    def card_body(self) -> Html:
+        """Sentence, chart and table."""
+        spec = {"inertia": ",.0f", "explained": ".0%", "silhouette": ".2f", "stability": ".2f"}
+        return join([prose(repr(self)), self.draw(), table(self.table, columns=["k", *spec], formats=spec)])
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
@@ -310,9 +340,9 @@ def _names_in_noise(z: np.ndarray, k: int, names: list[str], seed: int, crowds: 
         out[name] = float(np.mean([(f >= 0).sum() for f in found]))
     return out
 
-# %% ../../nbs/segments/model.ipynb #c6792b24
+# %% ../../nbs/segments/model.ipynb #dd7cd2c4
 @dataclass(frozen=True)
-class ClusterValidation:
+class ClusterValidation(Card):
     """What stands for the clusters and what against: `structure` beside the nulls, and names earned by noise."""
 
     structure: Structure
@@ -337,6 +367,15 @@ class ClusterValidation:
     def to_frame(self) -> pl.DataFrame:
         """One row a statistic: real, both nulls, gap."""
         return self.structure.to_frame()
+
+    def card_body(self) -> Html:
+        """Sentence and table."""
+        heads = {"statistic": "", "real": "real people", "permuted": "columns shuffled", "gaussian": "one round cloud", "gap": "gap",
+                 "gap_low": "from", "gap_high": "to"}
+        spec = dict.fromkeys(list(heads)[1:], ".2f")
+        noise = ", ".join(f"{c} {n:.1f}" for c, n in self.names_in_noise.items())
+        said = f"{self!r}. Names given: {self.names}; names that clusters of the nulls would get: {noise}."
+        return join([prose(said), table(self.to_frame(), columns=heads, formats=spec)])
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
@@ -433,7 +472,7 @@ class UserSegmentationModel(_Fitted):
         found = structure(self.z, k_means_fit(k, starts=5), draws, seed=self.seed)
         return ClusterValidation(found, sum(n.segment_id >= 0 for n in self.naming), _names_in_noise(self.z, k, self.names, self.seed))
 
-# %% ../../nbs/segments/model.ipynb #23b2c5bd
+# %% ../../nbs/segments/model.ipynb #c1a1d86d
 def outcomes(ledgers: Ledgers, as_of: date, days: int = 84) -> dict[str, np.ndarray]:
     """What each person of `ledgers` did in the `days` up to and including `as_of`; NaN where it cannot be known.
 
@@ -444,7 +483,7 @@ def outcomes(ledgers: Ledgers, as_of: date, days: int = 84) -> dict[str, np.ndar
     first = np.full(n, end + 1)
     first[np.diff(ledgers.offsets) > 0] = ledgers.day[ledgers.offsets[:-1][np.diff(ledgers.offsets) > 0]]
     here = (ledgers.day > end - days) & (ledgers.day <= end)
-    who, kind, amount = who[here], ledgers.kind_of[ledgers.category[here]], ledgers.amount[here] * ledgers.unit[who[here]]
+    who, kind, amount = who[here], ledgers.kind[here], ledgers.amount[here] * ledgers.unit[who[here]]
     week = (end - ledgers.day[here]) // 7
 
     def total(mask):
