@@ -188,14 +188,14 @@ def _from_json(text: str | bytes) -> SegmentationParameters:
         found[name] = tuple(kind(**_record(kind, r, f"{name}[{i}]")) for i, r in enumerate(found[name]))
     return SegmentationParameters(**found)
 
-# %% ../../nbs/serving/inference.ipynb #5f3e6555
+# %% ../../nbs/serving/inference.ipynb #007bd5a7
 def standardise(parameters: SegmentationParameters, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates z (n, F) and which values were known (n, F), from features `X` (n, F) in their own units.
 
     Columns are in the order of `parameters.names`; NaN is unknown; infinite and huge values end at the clip. Raises
     `ValueError` for any other shape.
     """
-    a, X = parameters.arrays, np.asarray(X, dtype=np.float64)
+    a, X = parameters.arrays, np.ascontiguousarray(X, dtype=np.float64)  # row by row in memory: sums do not depend on n
     if X.ndim != 2 or X.shape[1] != len(parameters.features):
         raise ValueError(f"X has shape {X.shape}: needs (people, {len(parameters.features)}) in the order of names")
     known = ~np.isnan(X)
