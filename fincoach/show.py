@@ -125,11 +125,12 @@ _DARK = """
 --good:#83d3a0;--good-bg:#16301f;--bad:#f5a09a;--bad-bg:#3b1b19;--warn:#e9c07a;--warn-bg:#35280f;--note:#a9c4ea;--note-bg:#1b2737;--bar:#2c4d6b;color-scheme:dark}}
 """
 
-# %% ../nbs/show.ipynb #48b5998d
+# %% ../nbs/show.ipynb #44896755
 _CARD = """
 .fc *{box-sizing:border-box}
 .fc.fc-card{border:1px solid var(--line);border-radius:10px;padding:1rem 1.2rem;margin:.3rem 0;max-width:60rem;font-size:15px}
 .fc p,.fc ul,.fc ol{margin:.5rem 0;max-width:46rem}.fc ul,.fc ol{padding-left:1.3rem}.fc li{margin:.2rem 0}
+.fc.fc-card>:last-child{margin-bottom:0}
 .fc h1,.fc h2,.fc h3,.fc h4{line-height:1.25;margin:0 0 .5rem;color:var(--ink);font-weight:650;letter-spacing:-.01em}
 .fc h1{font-size:2rem}.fc h2{font-size:1.45rem}.fc h3{font-size:1.12rem;margin-top:1.4rem}.fc h4{font-size:1rem;margin-top:1rem}
 .fc .fc-card>h3:first-child,.fc.fc-card>h3:first-child{margin-top:0}
@@ -148,7 +149,7 @@ _CARD = """
 .fc .fc-table thead th.fc-number,.fc .fc-table tbody td.fc-number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .fc .fc-foot{color:var(--soft);font-size:.85rem;margin:.3rem 0 .8rem;max-width:46rem}
 .fc .fc-soft{color:var(--soft)}
-.fc .fc-bar{display:inline-block;vertical-align:middle;width:5.5rem;height:.6rem;background:var(--panel);border-radius:2px;margin-left:.55rem;overflow:hidden;text-align:left}
+.fc .fc-bar{display:inline-block;vertical-align:middle;width:5.5rem;height:.6rem;background:var(--panel);border-radius:2px;margin-right:.55rem;overflow:hidden;text-align:left}
 .fc .fc-bar>i{display:block;height:100%;background:var(--accent);opacity:.75;border-radius:2px}
 """
 _PARTS = """
@@ -227,7 +228,7 @@ def _numeric(value) -> bool:
     """Whether `value` is a number (NumPy's included) and not a truth value."""
     return hasattr(value, "__float__") and not isinstance(value, (bool, str)) and type(value).__name__ != "bool_"
 
-# %% ../nbs/show.ipynb #85d2e614
+# %% ../nbs/show.ipynb #c377e783
 def _bar(value, largest: float) -> Html:
     """A bar of `value` against the column's `largest`; nothing for an unknown value."""
     if _unknown(value) or not largest:
@@ -240,7 +241,7 @@ def _cell(row: dict, name: str, first: bool, is_number: bool, formats: Mapping, 
     """One cell; the first of a row names the row."""
     content = number(row.get(name), formats.get(name, ""))
     if name in largest:
-        content = Html(content + _bar(row.get(name), largest[name]))
+        content = Html(_bar(row.get(name), largest[name]) + content)
     if first:
         return _tag("th", content, scope="row")
     return _tag("td", content, class_="fc-number" if is_number else None)
@@ -625,9 +626,9 @@ def histogram(values, alt: str, xlabel: str = "", bins: int = 30, marks: Mapping
 
     return chart(draw, alt, height=230, caption=caption)
 
-# %% ../nbs/show.ipynb #7e820fdf
+# %% ../nbs/show.ipynb #d8e21b2b
 def lines(x, series: Mapping, alt: str, xlabel: str = "", ylabel: str = "", caption: str = "", colours: Iterable[str] | None = None, reference: float | None = None) -> Html:
-    """Lines over `x`; `series`: name -> y, or name -> (y, low, high) for a band. Each line is named at its end, in its colour."""
+    """Lines over `x`; `series`: name -> y, or name -> (y, low, high) for a band."""
     import numpy as np
 
     colours = list(colours or SEGMENT_COLOURS)
@@ -643,6 +644,8 @@ def lines(x, series: Mapping, alt: str, xlabel: str = "", ylabel: str = "", capt
             ax.axhline(reference, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         if len(series) > 1:
             ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        if len(x) <= 14:
+            ax.set_xticks(x, [str(v) for v in x])
         ax.set(xlabel=xlabel, ylabel=ylabel)
 
     return chart(draw, alt, height=260, caption=caption)
