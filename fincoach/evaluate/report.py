@@ -362,7 +362,7 @@ class Section(Card):
         """Plain values."""
         return {"id": self.id, "title": self.title, "lead": self.lead, "blocks": [{"kind": b.kind, "content": plain(b.content)} for b in self.blocks]}
 
-# %% ../../nbs/evaluate/report.ipynb #00b7cf26
+# %% ../../nbs/evaluate/report.ipynb #226dd825
 MIME = "application/vnd.fincoach.report+json"
 
 
@@ -408,22 +408,18 @@ class ValidationReport(Card):
         """The whole report as plain values; `from_dict` reads them back."""
         return {"format": FORMAT, **self.cover(), "sections": [s.to_dict() for s in self.sections]}
 
-    def to_html(self) -> Html:
-        """The cover: what a notebook shows of the report. `to_page` is the whole."""
-        return show_cover(self.cover())
-
-    def to_page(self) -> str:
-        """The whole report as a page that needs nothing else."""
+    def to_html(self) -> str:
+        """The whole report as a page that needs nothing else. (A notebook shows the cover; `section` shows the rest.)"""
         body = join([show_cover(self.cover()), *(s.to_html() for s in self.sections)])
         return page(f"{self.title}: {self.verdict.decision}", body, [("verdict", "Verdict"), *((s.id, s.title) for s in self.sections)])
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        return {"text/plain": repr(self), "text/html": styled(self.to_html()), MIME: self.cover()}
+        return {"text/plain": repr(self), "text/html": styled(show_cover(self.cover())), MIME: self.cover()}
 
     def save(self, folder: str | Path) -> Path:
         """Write `report.html` and `report.json` into `folder`; the path of the page."""
         write(Path(folder) / "report.json", json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        return write(Path(folder) / "report.html", self.to_page())
+        return write(Path(folder) / "report.html", self.to_html())
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "ValidationReport":

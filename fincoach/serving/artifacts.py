@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'ArtifactError', 'Artifact', 'open_version', 'listed', 'versions', 'publish', 'champion', 'history',
            'promote', 'rollback', 'sweep']
 
-# %% ../../nbs/serving/artifacts.ipynb #2abc8734
+# %% ../../nbs/serving/artifacts.ipynb #e02978cf
 import hashlib
 import json
 import os
@@ -16,7 +16,7 @@ import stat
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 # %% ../../nbs/serving/artifacts.ipynb #f5340ff3
 KINDS = ("missing", "altered", "cut", "newer", "invalid")
@@ -33,7 +33,7 @@ class ArtifactError(Exception):
         super().__init__(message)
         self.kind = kind
 
-# %% ../../nbs/serving/artifacts.ipynb #5c3c048e
+# %% ../../nbs/serving/artifacts.ipynb #171e28f0
 FORMAT = 1  # of manifest.json and champions.json
 MANIFEST, CHAMPIONS, STAGING = "manifest.json", "champions.json", ".staging"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -43,6 +43,13 @@ def _named(name: str, what: str) -> str:
     """`name` if it is safe as a part of a path; an `ArtifactError` otherwise."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
         raise ArtifactError(f"{name!r} is no name for a {what}: use letters, digits, '.', '_' and '-'", "invalid")
+    return name
+
+
+def _file(name: str) -> str:
+    """`name` if it is safe as a file's path within a version: names parted by `/`."""
+    for part in name.split("/") if isinstance(name, str) else [name]:
+        _named(part, "file")
     return name
 
 # %% ../../nbs/serving/artifacts.ipynb #d6445d20
@@ -70,7 +77,7 @@ def _unsealed(data: bytes, path: Path) -> dict:
         raise ArtifactError(f"{path} was changed after it was written", "altered")
     return content
 
-# %% ../../nbs/serving/artifacts.ipynb #45e8ff30
+# %% ../../nbs/serving/artifacts.ipynb #fdff8bb1
 def _flush_folder(folder: Path):
     """Make the names in `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -83,6 +90,7 @@ def _flush_folder(folder: Path):
 def _store(path: Path, source: bytes | Path) -> dict:
     """Write `source` to the new file `path` durably; its entry of the manifest: SHA-256 and size in bytes."""
     digest, size = hashlib.sha256(), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "xb") as to:
         for piece in [source] if isinstance(source, bytes) else _pieces(source):
             digest.update(piece)
@@ -163,7 +171,7 @@ class Artifact:
             raise ArtifactError(f"{self.model} {self.version} has no file {name!r}; it has {has}", "missing")
         return _check(self.path / name, self.manifest["files"][name])
 
-# %% ../../nbs/serving/artifacts.ipynb #d01dac30
+# %% ../../nbs/serving/artifacts.ipynb #9645300f
 def _verified(folder: Path, model: str, version: str) -> Artifact:
     """The version in `folder` after every check."""
     if folder.is_symlink():
@@ -174,10 +182,14 @@ def _verified(folder: Path, model: str, version: str) -> Artifact:
     manifest = _unsealed((folder / MANIFEST).read_bytes(), folder / MANIFEST)
     if (manifest.get("model"), manifest.get("version")) != (model, version):
         raise ArtifactError(f"{folder} holds {manifest.get('model')} {manifest.get('version')}: it was renamed", "altered")
+    names = [*map(_file, manifest["files"]), MANIFEST]
+    folders = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name not in names and (name not in folders or path.is_symlink()):
+            raise ArtifactError(f"{folder} holds {name!r}, which was not published", "altered")
     for name, entry in manifest["files"].items():
-        _check(folder / _named(name, "file"), entry)
-    if added := {p.name for p in folder.iterdir()} - {*manifest["files"], MANIFEST}:
-        raise ArtifactError(f"{folder} holds {sorted(added)[0]!r}, which was not published", "altered")
+        _check(folder / name, entry)
     return Artifact(model, version, folder, manifest)
 
 # %% ../../nbs/serving/artifacts.ipynb #4f52c493
@@ -204,7 +216,7 @@ def _opens(root, model: str, version: str) -> bool:
     except ArtifactError:
         return False
 
-# %% ../../nbs/serving/artifacts.ipynb #913f08c7
+# %% ../../nbs/serving/artifacts.ipynb #ce004511
 def publish(root: str | Path, model: str, version: str, files: dict[str, bytes | Path], manifest: dict) -> Path:
     """Publish `files` (name -> content, or a file to copy) as `version` of `model` below `root`; the version's folder.
 
@@ -215,7 +227,7 @@ def publish(root: str | Path, model: str, version: str, files: dict[str, bytes |
     root = Path(root)
     final = root / _named(model, "model") / _named(version, "version")
     for name in files:
-        if _named(name, "file") == MANIFEST:
+        if _file(name) == MANIFEST:
             raise ArtifactError(f"{MANIFEST} is written by publish", "invalid")
     with _writing(root):
         staged = Path(tempfile.mkdtemp(prefix=f"{version}-", dir=root / STAGING))
@@ -226,7 +238,8 @@ def publish(root: str | Path, model: str, version: str, files: dict[str, bytes |
         except (TypeError, ValueError) as e:
             raise ArtifactError(f"the manifest of {model} {version} is not JSON: {e}", "invalid") from None
         staged.chmod(0o755)
-        _flush_folder(staged)
+        for folder in [staged, *(p for p in staged.rglob("*") if p.is_dir())]:
+            _flush_folder(folder)
         _place(staged, final)
     return final
 
