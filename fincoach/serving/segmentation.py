@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULES', 'MIN_DAYS', 'MIN_ROWS', 'plain_value', 'plain_phrase', 'Reason', 'UserSegmentation', 'Rule', 'Facts',
-           'ServiceError', 'ModelStatus', 'SegmentAnalytics', 'SegmentCharacteristics', 'UserSegmentationService']
+           'ServiceError', 'ModelStatus', 'load_status', 'SegmentAnalytics', 'SegmentCharacteristics',
+           'UserSegmentationService']
 
 # %% ../../nbs/serving/segmentation.ipynb #6b760010
 import json
@@ -372,6 +373,12 @@ def _load(artifacts: Path):
         return _Rules(e.kind, str(e)), None
     except OSError as e:
         return _Rules("invalid", e.strerror or str(e)), None
+
+# %% ../../nbs/serving/segmentation.ipynb #6f3a5a7f
+def load_status(artifacts: str | Path) -> ModelStatus:
+    """How the champion below the folder `artifacts` would serve, without a database."""
+    way = _load(Path(artifacts))[0]
+    return ModelStatus(way.method, way.version, way.why_rules)
 
 # %% ../../nbs/serving/segmentation.ipynb #a306739c
 def _rows(way, user_ids, X: np.ndarray, rows, days, as_of: date, at: datetime | None) -> list[dict]:
