@@ -7,11 +7,11 @@ __all__ = ['MIGRATIONS', 'REVISIONS', 'VERSION_TABLE', 'STATES', 'Frames', 'SCHE
            'writing', 'state', 'require', 'upgrade', 'downgrade', 'revision', 'drift', 'conform', 'check_references',
            'new_categories', 'load', 'counts', 'find_user', 'PersonRows', 'end_of_day', 'read_person']
 
-# %% ../../nbs/data/database.ipynb #cf7c3788
+# %% ../../nbs/data/database.ipynb #21fde129
 import difflib
 import re
 from contextlib import contextmanager
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -29,9 +29,35 @@ from .tables import KINDS, TABLES, CategoryRow, Moment, Transaction, User, to_mi
 class DatabaseError(RuntimeError):
     """The database is missing, locked, of another revision, not FinCoach's, or refuses rows: the message says what to do."""
 
-# %% ../../nbs/data/database.ipynb #758adf9d
+# %% ../../nbs/data/database.ipynb #ec10c73b
+_ADVICE = {
+    "missing": "there is no database at {where}: make one with `fincoach db upgrade`, or load data",
+    "empty": "{where} has no tables of FinCoach yet: run `fincoach db upgrade`",
+    "foreign": "{where} has tables with the names of FinCoach's that FinCoach did not make: use another database or schema",
+    "behind": "{where} is of an older revision than this FinCoach: run `fincoach db upgrade`",
+    "newer": "{where} was made by a newer FinCoach than this one: upgrade with `pip install -U fincoach`",
+}
+
+
+def _is_missing(engine: sa.Engine) -> bool:
+    """Whether the engine is for a SQLite file that is not there."""
+    path = engine.url.database
+    return engine.dialect.name == "sqlite" and path not in (None, "", ":memory:") and not Path(path).exists()
+
+
+def _where(engine: sa.Engine) -> str:
+    """The database's file or URL, without its password."""
+    sqlite = engine.dialect.name == "sqlite"
+    return str(engine.url.database or "the database in memory") if sqlite else engine.url.render_as_string()
+
+# %% ../../nbs/data/database.ipynb #0732939d
 def _prepare_sqlite(engine: sa.Engine, wait: float) -> None:
     """Sets up each new SQLite connection, and makes its transactions begin when SQLAlchemy says so."""
+
+    @sa.event.listens_for(engine, "do_connect")
+    def on_do_connect(dialect, record, args, options):
+        if _is_missing(engine):
+            raise DatabaseError(_ADVICE["missing"].format(where=_where(engine)))
 
     @sa.event.listens_for(engine, "connect")
     def on_connect(connection, _):
@@ -44,12 +70,12 @@ def _prepare_sqlite(engine: sa.Engine, wait: float) -> None:
     def on_begin(connection):
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
 
-# %% ../../nbs/data/database.ipynb #34976e8d
+# %% ../../nbs/data/database.ipynb #345796fe
 def connect(url: str, wait: float = 10.0) -> sa.Engine:
     """An engine for the database at `url`, an SQLAlchemy URL such as `sqlite:///var/fincoach.db`.
 
     `wait` is how many seconds to wait on SQLite for another writer. The folder of a SQLite file is created, the file itself
-    when tables are made. Raises `DatabaseError` for a URL that is none, and for a driver that is not installed.
+    by `upgrade`. Raises `DatabaseError` for a URL that is none, and for a driver that is not installed.
     """
     try:
         url = sa.make_url(url)
@@ -90,11 +116,10 @@ REVISIONS = tuple(sorted(p.name.split("_")[0] for p in (MIGRATIONS / "versions")
 VERSION_TABLE = "fincoach_version"
 STATES = ("missing", "empty", "foreign", "behind", "current", "newer")
 
-# %% ../../nbs/data/database.ipynb #f5e60c03
+# %% ../../nbs/data/database.ipynb #adbcc215
 def state(engine: sa.Engine) -> str:
     """One of `STATES`: no file, no tables, somebody else's tables, to be upgraded, ready, or made by a newer FinCoach."""
-    path = engine.url.database
-    if engine.dialect.name == "sqlite" and path not in (None, "", ":memory:") and not Path(path).exists():
+    if _is_missing(engine):
         return "missing"
     with explained(engine), engine.connect() as connection:
         there = set(sa.inspect(connection).get_table_names())
@@ -105,28 +130,13 @@ def state(engine: sa.Engine) -> str:
         return "empty"
     return "current" if found == REVISIONS[-1] else "behind" if found in REVISIONS else "newer"
 
-# %% ../../nbs/data/database.ipynb #9d284e94
-_ADVICE = {
-    "missing": "there is no database at {where}: make one with `fincoach db upgrade`, or load data",
-    "empty": "{where} has no tables of FinCoach yet: run `fincoach db upgrade`",
-    "foreign": "{where} has tables with the names of FinCoach's that FinCoach did not make: use another database or schema",
-    "behind": "{where} is of an older revision than this FinCoach: run `fincoach db upgrade`",
-    "newer": "{where} was made by a newer FinCoach than this one: upgrade with `pip install -U fincoach`",
-}
-
-
-def _where(engine: sa.Engine) -> str:
-    """The database's file or URL, without its password."""
-    sqlite = engine.dialect.name == "sqlite"
-    return str(engine.url.database or "the database in memory") if sqlite else engine.url.render_as_string()
-
 # %% ../../nbs/data/database.ipynb #5e6079db
 def require(engine: sa.Engine) -> None:
     """Raises a `DatabaseError` that says what to do, unless the tables are those of this package."""
     if (found := state(engine)) != "current":
         raise DatabaseError(_ADVICE[found].format(where=_where(engine)))
 
-# %% ../../nbs/data/database.ipynb #dd74337b
+# %% ../../nbs/data/database.ipynb #9074f799
 _SAID = (
     (r"database is locked|database table is locked", "{where} is being written by another process: try again when it is done"),
     (r"file is not a database|file is encrypted", "{where} is not an SQLite database"),
@@ -139,8 +149,11 @@ _SAID = (
 
 
 @contextmanager
-def explained(engine: sa.Engine):
-    """Turns an error of the driver inside into a `DatabaseError` that says what happened and what to do."""
+def explained(engine: sa.Engine, revision: bool = True):
+    """Turns an error of the driver inside into a `DatabaseError` that says what happened and what to do.
+
+    A table that is not there is put down to the database's `revision`, if that is not the package's.
+    """
     try:
         yield
     except (sa.exc.DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
@@ -148,11 +161,11 @@ def explained(engine: sa.Engine):
         for pattern, words in _SAID:
             if re.search(pattern, said):
                 raise DatabaseError(words.format(where=_where(engine))) from error
-        if re.search(r"no such (table|column)|does not exist", said):
+        if revision and re.search(r"no such (table|column)|does not exist", said):
             require(engine)
         raise DatabaseError(f"{_where(engine)}: {said}") from error
 
-# %% ../../nbs/data/database.ipynb #24b06808
+# %% ../../nbs/data/database.ipynb #a798514c
 def _migrate(engine: sa.Engine, command: str, *args, **kw):
     """Runs one of Alembic's commands in one transaction, and checks the foreign keys before it ends."""
     from alembic import command as commands
@@ -160,7 +173,9 @@ def _migrate(engine: sa.Engine, command: str, *args, **kw):
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    with explained(engine), writing(engine, keys=False) as connection:
+    if _is_missing(engine):
+        Path(engine.url.database).touch()
+    with explained(engine, revision=False), writing(engine, keys=False) as connection:
         config.attributes["connection"] = connection
         getattr(commands, command)(config, *args, **kw)
         if engine.dialect.name == "sqlite" and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()):
@@ -441,10 +456,11 @@ def _kind_numbers(rows: list[tuple]) -> np.ndarray:
         kinds[id] = KINDS.index(kind)
     return kinds
 
-# %% ../../nbs/data/database.ipynb #3a8fb604
+# %% ../../nbs/data/database.ipynb #247d5f3e
 def end_of_day(day: date, zone: str) -> datetime:
-    """The moment at which `day` is over in `zone`: rows before it belong to the day or an earlier one."""
-    return datetime.combine(day + timedelta(days=1), time(fold=1), ZoneInfo(zone))
+    """The moment from which no row belongs to `day` in `zone` any more: the next local midnight, the last one if there are two."""
+    midnight = datetime.combine(day + timedelta(days=1), time(), ZoneInfo(zone))
+    return max(midnight.astimezone(UTC), midnight.replace(fold=1).astimezone(UTC))
 
 
 def read_person(engine: sa.Engine, user_id: int, as_of: date) -> PersonRows:
