@@ -40,7 +40,7 @@ def _one_line(text: object, limit: int = 400) -> str:
     line = "".join(ch if ch.isprintable() else "?" for ch in line)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
-# %% ../nbs/cli.ipynb #cde035da
+# %% ../nbs/cli.ipynb #3d4b44f0
 _OURS = ("fincoach.", "__main__")
 _WRONG_CALL = ("SettingsError", "SourceError", "ParameterError")  # errors of ours that mean: you called it wrongly
 
@@ -50,8 +50,9 @@ def _refusal(error: Exception) -> Refusal:
     kind = type(error)
     if isinstance(error, Refusal):
         return error
-    if kind.__module__.startswith(_OURS):  # written for the caller: the message says what to do
-        return Refusal(str(error), code=2 if kind.__name__ in _WRONG_CALL else 1)
+    if kind.__module__.startswith(_OURS):  # written for the caller: the message says what to do, further lines show it
+        message, _, more = str(error).partition("\n")
+        return Refusal(message, more.strip(), 2 if kind.__name__ in _WRONG_CALL else 1)
     if isinstance(error, ModuleNotFoundError):
         return Refusal(f"{error.name} is not installed", "install what analysts need: pip install 'fincoach[lab]'")
     if isinstance(error, OSError) and error.strerror:
@@ -468,7 +469,7 @@ def _parser() -> _Parser:
             command.add_argument(*flags, **options)
     return parser
 
-# %% ../nbs/cli.ipynb #d03d6e7f
+# %% ../nbs/cli.ipynb #350298c9
 def _print(outcome: Outcome, as_json: bool, command: str):
     """The outcome on standard output."""
     if as_json:
@@ -480,11 +481,11 @@ def _print(outcome: Outcome, as_json: bool, command: str):
 
 def _print_refusal(refusal: Refusal, as_json: bool):
     """An error: JSON on standard output, or lines on standard error."""
-    said, hint = _one_line(refusal), _one_line(refusal.hint)
+    said, hint = _one_line(refusal), [_one_line(line) for line in refusal.hint.splitlines()]
     if as_json:
-        print(json.dumps({"ok": False, "error": said, "hint": hint}), flush=True)
+        print(json.dumps({"ok": False, "error": said, "hint": "\n".join(hint)}), flush=True)
     else:
-        print(_colour("error: ", 31, sys.stderr) + said + (f"\n  {hint}" if hint else ""), file=sys.stderr, flush=True)
+        print("\n  ".join([_colour("error: ", 31, sys.stderr) + said, *hint]), file=sys.stderr, flush=True)
 
 # %% ../nbs/cli.ipynb #67a06f26
 def _run(words: list[str]) -> int:
