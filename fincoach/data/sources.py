@@ -406,11 +406,12 @@ def propose_columns(header: list[str]) -> tuple[dict[str, str], list[str]]:
         problems.append("there are an amount and a debit or credit")
     return found, problems
 
-# %% ../../nbs/data/sources.ipynb #8ef5d5ec
+# %% ../../nbs/data/sources.ipynb #9b887923
 def _open(path: Path, encoding: str | None) -> io.TextIOBase:
     """The text of a CSV file as a stream, its encoding from `encoding`, its first bytes, or UTF-8."""
     try:
-        head = path.open("rb").read(4096)
+        with path.open("rb") as file:
+            head = file.read(4096)
     except OSError as error:
         raise SourceError(f"cannot open {path}: {error.strerror}") from None
     if not head.strip():
@@ -422,7 +423,7 @@ def _open(path: Path, encoding: str | None) -> io.TextIOBase:
         raise SourceError(f"{path.name} has zero bytes: it is UTF-16 or no text; save it as UTF-8, or state  encoding  in the mapping")
     try:
         return path.open(encoding=encoding or wide or "utf-8-sig", newline="")
-    except LookupError:
+    except (LookupError, ValueError):
         raise SourceError(f"there is no encoding {encoding!r}; common ones are utf-8, cp1252, iso-8859-15, utf-16") from None
 
 
@@ -486,7 +487,7 @@ def _mark(rows: pl.DataFrame, wrong: pl.Expr, name: str, rule: str) -> pl.DataFr
     hit = wrong.fill_null(False) & pl.col("rule").is_null()
     return rows.with_columns(pl.when(hit).then(pl.lit(v)).otherwise(c).alias(c) for c, v in (("field", name), ("rule", rule)))
 
-# %% ../../nbs/data/sources.ipynb #27283856
+# %% ../../nbs/data/sources.ipynb #fbf4aaa8
 _BLOCK = 100_000
 
 
@@ -501,7 +502,8 @@ def _table(stream: io.TextIOBase, header: list[str], delimiter: str, first: int)
         counts["several lines"] += sum(r.span > 1 for r in kept)
         bad = ["open quote" if r.broken else "wrong number of fields" if len(r.fields) != width else None for r in kept]
         rows = [r.fields if b is None else empty for r, b in zip(kept, bad, strict=True)]
-        data = dict(zip((f"c{i}" for i in range(width)), zip(*rows, strict=True), strict=True)) if rows else {}
+        cells = zip(*rows, strict=True) if rows else [()] * width
+        data = {f"c{i}": cell for i, cell in enumerate(cells)}
         data |= {"row": [r.row for r in kept], "rule": bad,
                  "text": [delimiter.join(r.fields) if b else None for r, b in zip(kept, bad, strict=True)]}
         blocks.append(pl.DataFrame(data, schema={f"c{i}": pl.String for i in range(width)} | {
