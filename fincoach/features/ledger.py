@@ -113,20 +113,34 @@ def localise(start, stop, offsets, zone, starts, jumps, shifts, micros, day, min
             rest = local % 86_400_000_000
             minute[r] = rest // 60_000_000 if rest else -1
 
-# %% ../../nbs/features/ledger.ipynb #8d45fda2
+# %% ../../nbs/features/ledger.ipynb #7c1e4145
+@compiled
+def _order(day, minute):
+    """The positions of rows in order of (day, minute), rows of the same minute as they came; empty if they are in order."""
+    n, sorted_already = len(day), True
+    for r in range(1, n):
+        if day[r] < day[r - 1] or (day[r] == day[r - 1] and minute[r] < minute[r - 1]):
+            sorted_already = False
+    if sorted_already:
+        return np.empty(0, np.int64)
+    keys = np.empty(n, np.int64)
+    for r in range(n):
+        keys[r] = ((day[r] * 2_048 + minute[r] + 1) << 24) + r
+    return np.sort(keys) & 0xFFFFFF
+
+# %% ../../nbs/features/ledger.ipynb #f7a49d86
 @compiled
 def settle(start, stop, offsets, day, minute, category, kind, amount, moved):
     """Order each person's rows by (day, minute) in place, and write to `moved` the sum of the amounts' sizes (float)."""
     for i in range(start, stop):
+        a, b = offsets[i], offsets[i + 1]
+        order = _order(day[a:b], minute[a:b])
+        if len(order):
+            day[a:b], minute[a:b], amount[a:b] = day[a:b][order], minute[a:b][order], amount[a:b][order]
+            category[a:b], kind[a:b] = category[a:b][order], kind[a:b][order]
         total = 0.0
-        for r in range(offsets[i], offsets[i + 1]):
-            d, m, c, s, a = day[r], minute[r], category[r], kind[r], amount[r]
-            total += abs(float(a))
-            k = r
-            while k > offsets[i] and (day[k - 1] > d or (day[k - 1] == d and minute[k - 1] > m)):
-                day[k], minute[k], category[k], kind[k], amount[k] = day[k - 1], minute[k - 1], category[k - 1], kind[k - 1], amount[k - 1]
-                k -= 1
-            day[k], minute[k], category[k], kind[k], amount[k] = d, m, c, s, a
+        for r in range(a, b):
+            total += abs(float(amount[r]))
         moved[i] = total
 
 # %% ../../nbs/features/ledger.ipynb #2dd04b28
@@ -307,16 +321,53 @@ def _own_rows(rows: pl.DataFrame, people: pl.DataFrame, amount: str, aside: dict
     rows = rows.drop("currency")
     return rows if keep.all() else rows.filter(keep)
 
-# %% ../../nbs/features/ledger.ipynb #a1c40bd7
+# %% ../../nbs/features/ledger.ipynb #584668dd
 @compiled
-def _in_order(user, micros):
-    """Whether rows are sorted by person, then by time."""
-    for r in range(1, len(user)):
-        if user[r] < user[r - 1] or (user[r] == user[r - 1] and micros[r] < micros[r - 1]):
-            return False
-    return True
+def _owners(user, ids, where, owner):
+    """Write each row's person number to `owner` (-1: nobody); whether the rows lie together, in order of people."""
+    last, together = -1, True
+    for r in range(len(user)):
+        at = user[r] - ids[0]
+        now = where[at] if 0 <= at < len(where) else -1
+        together = together and now >= last
+        owner[r] = last = now
+    return together
 
 
+@compiled
+def _deal(start, stop, owner, place, micros, amount, category, to_micros, to_amount, to_category):
+    """Move rows `start` to `stop` to their owner's next `place`."""
+    for r in range(start, stop):
+        k = place[owner[r]]
+        place[owner[r]] = k + 1
+        to_micros[k], to_amount[k], to_category[k] = micros[r], amount[r], category[r]
+
+# %% ../../nbs/features/ledger.ipynb #6f9fa5c0
+def _owner_of(user: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Each row's person number, -1 for an unknown id, and whether rows lie together in order of people."""
+    if len(ids) and ids[-1] - ids[0] <= 4 * len(user) + 1_000_000:
+        where = np.full(ids[-1] - ids[0] + 1, -1, np.int32)
+        where[ids - ids[0]] = np.arange(len(ids))
+        owner = np.empty(len(user), np.int32)
+        return owner, _owners(user, ids, where, owner)
+    place = np.searchsorted(ids, user).astype(np.int32)  # ids far apart, such as hashes
+    known = np.append(ids, 0)[np.minimum(place, len(ids))] == user
+    owner = np.where(known & (place < len(ids)), place, np.int32(-1))
+    return owner, bool((owner[1:] >= owner[:-1]).all())
+
+
+def _dealt(owner: np.ndarray, people: int, columns: list[np.ndarray]) -> list[np.ndarray]:
+    """The columns with each person's rows together, in order of people."""
+    half = len(owner) // 2
+    parts = [(0, half), (half, len(owner))]
+    counts = [np.bincount(owner[a:b], minlength=people) for a, b in parts]
+    first = np.concatenate(([0], np.cumsum(counts[0] + counts[1])[:-1])).astype(np.int64)
+    moved = [np.empty_like(c) for c in columns]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda part, place: _deal(*part, owner, place, *columns, *moved), parts, [first, first + counts[0]]))
+    return moved
+
+# %% ../../nbs/features/ledger.ipynb #b16cb4b4
 def _numbers(series: pl.Series) -> np.ndarray:
     """A column as a writable int64 array: moments as microseconds UTC, missing ones as 2**63 - 1."""
     if isinstance(series.dtype, pl.Datetime):
@@ -325,17 +376,20 @@ def _numbers(series: pl.Series) -> np.ndarray:
         series = series.cast(pl.Datetime("us", "UTC")).to_physical()
     return series.cast(pl.Int64).fill_null(2**63 - 1).to_numpy(writable=True)
 
-# %% ../../nbs/features/ledger.ipynb #526046b2
+# %% ../../nbs/features/ledger.ipynb #3affc49d
+_STRAY = "{n:,} rows of {table} are of users that are not in users, such as {id}"
+
+
 def _edges(user: np.ndarray, ids: np.ndarray, table: str) -> np.ndarray:
     """Where each person's rows begin in a column of sorted user ids, and the end; unknown users are a `ValueError`."""
     edges = np.concatenate((np.searchsorted(user, ids), [len(user)])) if len(user) else np.zeros(len(ids) + 1, np.int64)
     known = np.searchsorted(user, ids, "right") - edges[:-1]
     if known.sum() != len(user):
         stray = user[~np.isin(user, ids)]
-        raise ValueError(f"{len(stray):,} rows of {table} are of users that are not in users, such as {stray[0]}")
+        raise ValueError(_STRAY.format(n=len(stray), table=table, id=stray[0]))
     return edges.astype(np.int64)
 
-# %% ../../nbs/features/ledger.ipynb #833635f2
+# %% ../../nbs/features/ledger.ipynb #ba110f40
 def _people(frames: dict) -> pl.DataFrame:
     """One row a person, by id: timezone, currency, opening balance (float, NaN unknown)."""
     users, profiles = _read(frames, "users"), _read(frames, "user_profiles")
@@ -351,14 +405,11 @@ def _people(frames: dict) -> pl.DataFrame:
 
 
 def _transactions(frames: dict, people: pl.DataFrame, aside: dict) -> pl.DataFrame:
-    """Everybody's own rows, sorted by person and time."""
+    """Everybody's own rows."""
     rows = _read(frames, "transactions")
     if rows is None:
         raise ValueError("there is no table 'transactions'")
-    rows = _own_rows(rows, people, "amount_minor", aside)
-    if not _in_order(_numbers(rows["user_id"]), _numbers(rows["occurred_at"])):
-        rows = rows.sort("user_id", "occurred_at")
-    return rows
+    return _own_rows(rows, people, "amount_minor", aside)
 
 # %% ../../nbs/features/ledger.ipynb #1b123a7b
 class _Zones(NamedTuple):
@@ -409,18 +460,18 @@ def _goals(frames: dict, people: pl.DataFrame, aside: dict) -> dict:
         "puts": np.column_stack([puts["number"].to_numpy(), put_days, _numbers(puts["amount_minor"])]).astype(np.int64),
     }
 
-# %% ../../nbs/features/ledger.ipynb #865385ab
-def _categories(frames: dict, used: pl.Series) -> tuple[np.ndarray, np.ndarray, int]:
-    """Category (int16) and kind (int8) of each row, and how many numbers categories take; an unknown one is a `ValueError`."""
+# %% ../../nbs/features/ledger.ipynb #9e902d16
+def _categories(frames: dict, used: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """The category of each row (int16), and the kind of each category; a category that is unknown is a `ValueError`."""
     table = _read(frames, "categories")
     kind_of = kinds_by_category() if table is None else kinds_by_category(table["id"].to_list(), table["kind"].to_list())
     if len(used) and (used.min() < 0 or used.max() >= len(kind_of)):
         raise ValueError(f"transactions use category {used.max()}, which categories does not have")
     category = used.cast(pl.Int16).to_numpy(writable=True)
-    kind = kind_of[category]
-    if len(kind) and kind.min() < 0:
-        raise ValueError(f"transactions use category {category[kind < 0][0]}, which categories does not have")
-    return category, kind, len(kind_of)
+    stray = np.flatnonzero(np.bincount(category, minlength=len(kind_of)) * (kind_of < 0))
+    if len(stray):
+        raise ValueError(f"transactions use category {stray[0]}, which categories does not have")
+    return category, kind_of
 
 
 def _build(frames: dict) -> Ledgers:
@@ -428,11 +479,18 @@ def _build(frames: dict) -> Ledgers:
     aside: dict = {}
     people = _people(frames)
     rows = _transactions(frames, people, aside)
-    ids = people["id"].to_numpy(writable=True)
-    offsets = _edges(rows["user_id"].cast(pl.Int64).to_numpy(), ids, "transactions")
-    category, kind, categories = _categories(frames, rows["category_id"])
+    ids, user = people["id"].to_numpy(writable=True), _numbers(rows["user_id"])
+    category, kind_of = _categories(frames, rows["category_id"])
     amount, micros = _numbers(rows["amount_minor"]), _numbers(rows["occurred_at"])
     del rows
+    owner, together = _owner_of(user, ids)
+    if (owner < 0).any():
+        raise ValueError(_STRAY.format(n=(owner < 0).sum(), table="transactions", id=user[owner < 0][0]))
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(owner, minlength=len(ids))))).astype(np.int64)
+    if not together:
+        micros, amount, category = _dealt(owner, len(ids), [micros, amount, category])
+    del user, owner
+    kind = kind_of[category]
     day, minute = _local(_zones(people, micros), offsets, micros)
     moved = np.zeros(len(ids))
     in_blocks(offsets, lambda start, stop: settle(start, stop, offsets, day, minute, category, kind, amount, moved))
@@ -442,7 +500,7 @@ def _build(frames: dict) -> Ledgers:
         found.set_aside[_FLOOD] = int(np.diff(offsets)[moved > 2.0**62].sum())
         return found
     unit = np.array([unit_of(c) for c in people["currency"]])
-    return Ledgers(ids, offsets, day, minute, category, kind, amount, categories, people["opening"].to_numpy(writable=True), unit,
+    return Ledgers(ids, offsets, day, minute, category, kind, amount, len(kind_of), people["opening"].to_numpy(writable=True), unit,
                    **_goals(frames, people, aside), set_aside=aside)
 
 # %% ../../nbs/features/ledger.ipynb #7702a22e
