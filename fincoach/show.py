@@ -22,11 +22,15 @@ from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
-# %% ../nbs/show.ipynb #e1434446
+# %% ../nbs/show.ipynb #14211fd6
 class Html(str):
     """Text that is HTML already, and shows itself as such in a notebook."""
 
     __slots__ = ()
+
+    def __add__(self, other: str) -> str:
+        joined = str.__add__(self, other)
+        return Html(joined) if isinstance(other, Html) else joined
 
     def _repr_html_(self) -> str:
         return styled(self)
@@ -125,7 +129,7 @@ _DARK = """
 --good:#83d3a0;--good-bg:#16301f;--bad:#f5a09a;--bad-bg:#3b1b19;--warn:#e9c07a;--warn-bg:#35280f;--note:#a9c4ea;--note-bg:#1b2737;--bar:#2c4d6b;color-scheme:dark}}
 """
 
-# %% ../nbs/show.ipynb #44896755
+# %% ../nbs/show.ipynb #8e50a06a
 _CARD = """
 .fc *{box-sizing:border-box}
 .fc.fc-card{border:1px solid var(--line);border-radius:10px;padding:1rem 1.2rem;margin:.3rem 0;max-width:60rem;font-size:15px}
@@ -147,10 +151,11 @@ _CARD = """
 .fc .fc-table tbody tr.fc-own>*{background:var(--note-bg)}
 .fc .fc-table tr>*:first-child{padding-left:.5rem}.fc .fc-table tbody th{font-weight:550}
 .fc .fc-table thead th.fc-number,.fc .fc-table tbody td.fc-number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.fc .fc-table td p,.fc .fc-table th p{margin:0 0 .3rem}.fc .fc-table td small,.fc .fc-table th small{display:block;color:var(--soft);font-size:.84rem;font-weight:400}
 .fc .fc-foot{color:var(--soft);font-size:.85rem;margin:.3rem 0 .8rem;max-width:46rem}
 .fc .fc-soft{color:var(--soft)}
 .fc .fc-bar{display:inline-block;vertical-align:middle;width:5.5rem;height:.6rem;background:var(--panel);border-radius:2px;margin-right:.55rem;overflow:hidden;text-align:left}
-.fc .fc-bar>i{display:block;height:100%;background:var(--accent);opacity:.75;border-radius:2px}
+.fc .fc-beside{display:inline-block;min-width:3.4em}.fc .fc-bar>i{display:block;height:100%;background:var(--accent);opacity:.75;border-radius:2px}
 """
 _PARTS = """
 .fc dl.fc-facts{display:flex;flex-wrap:wrap;gap:.9rem 2.2rem;margin:.9rem 0;padding:0}
@@ -159,7 +164,7 @@ _PARTS = """
 .fc .fc-facts dd.fc-long{font-size:1rem;line-height:1.5}.fc .fc-facts small{display:block;color:var(--soft);font-size:.8rem;font-weight:400;line-height:1.35}
 .fc .fc-badge{display:inline-block;font-size:.8rem;font-weight:650;line-height:1.2;padding:.18rem .5rem;border-radius:999px;white-space:nowrap;color:var(--note);background:var(--note-bg)}
 .fc .fc-callout{border-left:4px solid var(--note);background:var(--note-bg);border-radius:0 8px 8px 0;padding:.65rem 1rem;margin:.9rem 0;max-width:48rem}
-.fc .fc-callout>strong:first-child{color:var(--note)}.fc .fc-callout p:last-child{margin-bottom:0}.fc .fc-callout p:first-child{margin-top:0}
+.fc .fc-callout>strong:first-child{display:block;color:var(--note)}.fc .fc-verdict{border-left-width:8px;padding:1rem 1.3rem;font-size:1.08rem}.fc .fc-verdict>strong:first-child{font-size:1.7rem;line-height:1.2;letter-spacing:-.01em}.fc .fc-callout p:last-child{margin-bottom:0}.fc .fc-callout p:first-child{margin-top:0}
 .fc .fc-good{color:var(--good);background:var(--good-bg);border-color:var(--good)}.fc .fc-warning{color:var(--warn);background:var(--warn-bg);border-color:var(--warn)}
 .fc .fc-error{color:var(--bad);background:var(--bad-bg);border-color:var(--bad)}
 .fc .fc-callout{color:var(--ink)}.fc .fc-good>strong:first-child{color:var(--good)}.fc .fc-warning>strong:first-child{color:var(--warn)}.fc .fc-error>strong:first-child{color:var(--bad)}
@@ -170,7 +175,7 @@ _PARTS = """
 .fc a{color:var(--accent)}.fc a:focus-visible,.fc summary:focus-visible,.fc .fc-scroll:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 """
 
-# %% ../nbs/show.ipynb #3d097285
+# %% ../nbs/show.ipynb #7d1919b9
 _PAGE = """
 html{scroll-padding-top:1rem}@media (prefers-reduced-motion:no-preference){html{scroll-behavior:smooth}}
 body.fc-page{margin:0}.fc .fc-skip{position:absolute;left:-999rem}.fc .fc-skip:focus{left:1rem;top:1rem;background:var(--ground);padding:.5rem 1rem;z-index:9}
@@ -182,7 +187,7 @@ body.fc-page{margin:0}.fc .fc-skip{position:absolute;left:-999rem}.fc .fc-skip:f
 .fc footer{color:var(--soft);font-size:.85rem;border-top:1px solid var(--line);margin-top:3rem;padding-top:1rem}
 @media (min-width:68rem){.fc .fc-frame.fc-with{grid-template-columns:13.5rem minmax(0,50rem);gap:3.5rem}
 .fc nav.fc-contents{position:sticky;top:1.5rem;align-self:start;max-height:calc(100vh - 3rem);overflow:auto}.fc .fc-contents ol{columns:1}}
-@media (max-width:40rem){.fc.fc-page{font-size:15px}.fc .fc-frame{padding:1rem 1rem 3rem}.fc h1{font-size:1.6rem}.fc .fc-contents ol{columns:1}}
+@media (max-width:40rem){.fc.fc-page{font-size:15px}.fc .fc-frame{padding:1rem 1rem 3rem}.fc h1{font-size:1.6rem}}
 @media print{.fc.fc-page{font-size:10.5pt;--ground:#fff;--ink:#000;--soft:#444;--panel:#f6f6f6;--line:#ccc;color-scheme:light}.fc .fc-frame,.fc .fc-frame.fc-with{display:block;max-width:none;padding:0}
 .fc nav.fc-contents,.fc .fc-skip{display:none}.fc h2,.fc h3,.fc caption{break-after:avoid}.fc tr,.fc figure,.fc .fc-callout,.fc .fc-facts>div{break-inside:avoid}.fc .fc-scroll{overflow:visible}
 .fc *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
@@ -228,7 +233,7 @@ def _numeric(value) -> bool:
     """Whether `value` is a number (NumPy's included) and not a truth value."""
     return hasattr(value, "__float__") and not isinstance(value, (bool, str)) and type(value).__name__ != "bool_"
 
-# %% ../nbs/show.ipynb #c377e783
+# %% ../nbs/show.ipynb #22b94d17
 def _bar(value, largest: float) -> Html:
     """A bar of `value` against the column's `largest`; nothing for an unknown value."""
     if _unknown(value) or not largest:
@@ -241,7 +246,7 @@ def _cell(row: dict, name: str, first: bool, is_number: bool, formats: Mapping, 
     """One cell; the first of a row names the row."""
     content = number(row.get(name), formats.get(name, ""))
     if name in largest:
-        content = Html(_bar(row.get(name), largest[name]) + content)
+        content = Html(f'{_bar(row.get(name), largest[name])}<span class="fc-beside">{content}</span>')
     if first:
         return _tag("th", content, scope="row")
     return _tag("td", content, class_="fc-number" if is_number else None)
@@ -270,14 +275,14 @@ def table(rows, columns=None, formats: Mapping | None = None, caption: str = "",
     shown = _tag("div", _tag("table", body, class_="fc-table"), class_="fc-scroll", tabindex="0", role="region", aria_label=caption or "table")
     return Html(shown + (_tag("p", footnote, class_="fc-foot") if footnote else ""))
 
-# %% ../nbs/show.ipynb #7256ced9
+# %% ../nbs/show.ipynb #716933de
 TONES = ("note", "good", "warning", "error")
 
 
 def facts(values: Mapping, notes: Mapping | None = None) -> Html:
     """Key numbers in a row: `values` name -> shown value, `notes` name -> small print below it."""
     notes = notes or {}
-    shown = {k: number(v) for k, v in values.items()}
+    shown = {k: number(v, "," if isinstance(v, int) else "") for k, v in values.items()}
     small = lambda k: _tag("small", notes[k]) if k in notes else Html("")  # noqa: E731
     size = lambda v: "fc-long" if len(re.sub("<.*?>", "", v)) > 14 else None  # noqa: E731
     pairs = (_tag("div", join([_tag("dt", k), _tag("dd", Html(v + small(k)), class_=size(v))])) for k, v in shown.items())
@@ -383,7 +388,7 @@ def write(path: str | Path, content: str | bytes) -> Path:
         aside.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/show.ipynb #56e0c17b
+# %% ../nbs/show.ipynb #2834a0ee
 def _words(text: str) -> frozenset[str]:
     """The words of `text`."""
     return frozenset(text.split())
@@ -391,7 +396,7 @@ def _words(text: str) -> frozenset[str]:
 
 _TAGS = _words("""a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img
 ins kbd li mark ol p pre q s samp section small span strong sub summary sup table tbody td tfoot th thead tr u ul var
-svg g defs path rect circle ellipse line polyline polygon text tspan use clippath lineargradient radialgradient stop title desc symbol marker""")
+svg g defs image path rect circle ellipse line polyline polygon text tspan use clippath lineargradient radialgradient stop title desc symbol marker""")
 _DROPPED = _words("script style iframe object embed template noscript foreignobject math audio video canvas form button select textarea head")
 _VOID = {"br", "hr", "img", "col"}
 _ATTRIBUTES = _words("""alt class colspan rowspan scope role title id tabindex lang open start span headers
@@ -403,17 +408,15 @@ _CASE = {"viewbox": "viewBox", "clippath": "clipPath", "lineargradient": "linear
          "markerwidth": "markerWidth", "markerheight": "markerHeight", "refx": "refX", "refy": "refY"}
 _PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]+")
 
-# %% ../nbs/show.ipynb #5fdd7313
+# %% ../nbs/show.ipynb #5c513dc7
 def _safe(name: str, value: str) -> bool:
     """Whether an attribute may stay: known, and its value reaches nothing outside the page."""
     if name.startswith("aria-"):
         return True
     if name not in _ATTRIBUTES:
         return False
-    if name == "href":
-        return value.startswith("#")
-    if name == "src":
-        return bool(_PICTURE.fullmatch(value))
+    if name in ("href", "src"):
+        return value.startswith("#") or bool(_PICTURE.fullmatch(value))
     if name == "xmlns":
         return value == "http://www.w3.org/2000/svg"
     loose = re.sub(r"/\*.*?\*/|[\s\\]", "", value.lower())
@@ -578,28 +581,35 @@ def intervals(rows, alt: str, spec: str = ".2f", reference: float | None = None,
 
     return chart(draw, alt, height=62 + 27 * max(len(rows), 1) + 16 * bool(xlabel) + 14 * bool(reference_label), caption=caption)
 
-# %% ../nbs/show.ipynb #e36c5afd
+# %% ../nbs/show.ipynb #91337b4a
 def heatmap(values, rows: Iterable[str], columns: Iterable[str], alt: str, limit: float = 2.5, spec: str = "+.1f", caption: str = "", label: str = "standard deviations from the middle of all people") -> Html:
     """A table of z-scores in colours, blue below zero and orange above, numbers in the cells; `values` is rows x columns, NaN is left empty."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
     values, rows, columns = np.asarray(values, float), list(rows), list(columns)
-    blue_orange = LinearSegmentedColormap.from_list("fc", ["#0b4f86", "#7fb2d9", "#ffffff", "#f0ad73", "#a84300"])
+    colours = LinearSegmentedColormap.from_list("fc", ["#0b4f86", "#7fb2d9", "#ffffff", "#f0ad73", "#a84300"])
 
     def draw(ax):
-        image = ax.imshow(values, cmap=blue_orange, vmin=-limit, vmax=limit, aspect="auto")
+        ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, vmin=-limit, vmax=limit, edgecolors="white", linewidth=1.5)
         for i, j in np.argwhere(np.isfinite(values)):
-            ax.text(j, i, _text(values[i, j], spec), ha="center", va="center", fontsize=8.5, color="white" if abs(values[i, j]) > 0.68 * limit else INK)
-        ax.set_xticks(range(len(columns)), columns, color=INK)
-        ax.set_yticks(range(len(rows)), rows)
+            ax.text(j + 0.5, i + 0.5, _text(values[i, j], spec), ha="center", va="center", fontsize=8.5, color="white" if abs(values[i, j]) > 0.68 * limit else INK)
+        ax.set_xticks(np.arange(len(columns)) + 0.5, [_wrapped(c) for c in columns], color=INK)
+        ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
+        ax.invert_yaxis()
         ax.xaxis.tick_top()
-        ax.tick_params(axis="x", rotation=0 if max(map(len, columns), default=0) * len(columns) < 95 else 30)
+        ax.set_xlabel(label)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
-        ax.figure.colorbar(image, ax=ax, fraction=0.025, pad=0.02, label=label).outline.set_visible(False)
 
-    return chart(draw, alt, height=96 + 25 * len(rows), caption=caption)
+    return chart(draw, alt, height=70 + 25 * len(rows), caption=caption)
+
+
+def _wrapped(words: str, width: int = 13) -> str:
+    """`words` on lines of about `width` letters."""
+    from textwrap import fill
+
+    return fill(words, width, break_long_words=False)
 
 # %% ../nbs/show.ipynb #0f71d2d6
 def histogram(values, alt: str, xlabel: str = "", bins: int = 30, marks: Mapping[str, float] | None = None, caption: str = "", colours: Iterable[str] | None = None) -> Html:

@@ -217,7 +217,7 @@ def grid(rows, columns=None, formats: Mapping[str, str] | None = None, caption: 
 
 _SHOWN["grid"] = lambda rows, columns, **rest: table(rows, columns=dict(columns), **rest)
 
-# %% ../../nbs/evaluate/report.ipynb #aef805d5
+# %% ../../nbs/evaluate/report.ipynb #51874f55
 def gate_list(gates: Iterable[Gate]) -> Block:
     """All gates: asked, found, passed or not, what it means."""
     return Block("gates", {"gates": [g.to_dict() for g in gates]})
@@ -230,11 +230,11 @@ def _show_gates(gates) -> Html:
     """The table of gates."""
     sign = {">=": "at least", "<=": "at most"}
     rows = []
-    for g in map(_gate, gates):
+    for g in sorted(map(_gate, gates), key=lambda g: bool(g.passed) or not g.blocking):
         rule = g.rule if g.threshold is None else f"{sign.get(g.rule[:2], g.rule)} {number(g.threshold, g.spec)}{g.rule[2:] if g.rule[:2] in sign else ''}"
-        span = f" ({number(g.interval[0], g.spec)} to {number(g.interval[1], g.spec)})" if g.interval else ""
+        span = f"<small>{number(g.interval[0], g.spec)} to {number(g.interval[1], g.spec)}</small>" if g.interval else ""
         tone = _TONE[g.status] if g.blocking or g.passed else "warning"
-        name = join([html(g.name), "" if g.blocking else Html('<br><span class="fc-soft">shown, does not decide</span>')])
+        name = join([html(g.name), "" if g.blocking else Html("<small>shown, does not decide</small>")])
         rows.append({"gate": name, "asked": Html(rule), "found": Html(number(g.value, g.spec) + span), "result": badge(g.status, tone), "means": g.meaning})
     return table(rows, {"gate": "Gate", "result": "Result", "found": "Found (interval)", "asked": "Asked for", "means": "What it means"})
 
@@ -263,7 +263,7 @@ def _show_findings(items) -> Html:
 
 _SHOWN["findings"] = _show_findings
 
-# %% ../../nbs/evaluate/report.ipynb #1b53ca54
+# %% ../../nbs/evaluate/report.ipynb #ec8d3bb4
 ROLES = ("ours", "champion", "baseline", "null", "bound")
 
 
@@ -271,12 +271,17 @@ def comparison(metric: str, rows: Iterable[Mapping], higher_is_better: bool = Tr
     """Scores with intervals, and differences of ours to the others.
 
     `rows`: name, value, low, high, role (one of `ROLES`; 'null' is structureless data, 'bound' the best any method could
-    reach). `differences`: against, value, low, high, as ours minus theirs. low and high may be None where there is no interval.
+    reach). `differences`: against (a row's name), value, low, high, as ours minus theirs. low and high may be None where there is no
+    interval. Falling short of a 'bound' is no loss.
     """
     rows = [{"low": None, "high": None, "role": "baseline"} | plain(dict(r)) for r in rows]
     for r in rows:
         _need(r["role"] in ROLES, f"{r['name']!r} has role {r['role']!r}: use one of {', '.join(ROLES)}")
+    best = {r["name"] for r in rows if r["role"] == "bound"}
     differences = [plain(dict(d)) | {"outcome": outcome(d.get("low"), d.get("high"), higher_is_better)} for d in differences]
+    for d in differences:
+        if d["against"] in best and d["outcome"] == "loss":
+            d["outcome"] = "short of the best possible"
     return Block("comparison", {"metric": metric, "rows": rows, "higher_is_better": higher_is_better, "differences": differences, "spec": spec, "note": note})
 
 
@@ -288,7 +293,7 @@ def outcome(low, high, higher_is_better: bool = True) -> str:
         low, high = -high, -low
     return "win" if low > 0 else "loss" if high < 0 else "no difference shown"
 
-# %% ../../nbs/evaluate/report.ipynb #13d9d968
+# %% ../../nbs/evaluate/report.ipynb #3da0e0f2
 _ROLE = {"ours": ("#0072B2", "this model"), "champion": ("#CC79A7", "champion"), "baseline": (MUTED, "baseline"), "null": ("#b9770a", "structureless data"), "bound": ("#009E73", "best possible")}
 
 
@@ -302,8 +307,8 @@ def _show_comparison(metric, rows, higher_is_better, differences, spec, note) ->
     parts = [chart, Html(f"<details><summary>{html(metric)} as a table</summary>{score}</details>")]
     if differences:
         signed = "+" + spec if spec[:1] not in "+{" else spec
-        tone = {"win": "good", "loss": "error", "no difference shown": "note", "not measured": "warning"}
-        rows = [{"against": d["against"], "value": d["value"], "span": _span(d, signed), "outcome": badge(d["outcome"], tone[d["outcome"]])} for d in differences]
+        tone = {"win": "good", "loss": "error", "not measured": "warning"}
+        rows = [{"against": d["against"], "value": d["value"], "span": _span(d, signed), "outcome": badge(d["outcome"], tone.get(d["outcome"], "note"))} for d in differences]
         parts.append(table(rows, {"against": "This model against", "value": f"Difference in {metric}", "span": "Interval", "outcome": "Outcome"}, {"value": signed}))
     return join([*parts, prose(note)])
 
@@ -430,16 +435,16 @@ class ValidationReport(Card):
         rest = {n: values[n] for n in ("model", "title", "version", "as_of", "facts", "made_from")}
         return cls(**rest, verdict=verdict, sections=sections)
 
-# %% ../../nbs/evaluate/report.ipynb #dd460ce2
+# %% ../../nbs/evaluate/report.ipynb #d933889f
 def show_cover(cover: Mapping) -> Html:
     """The cover of a report from the values of `ValidationReport.cover`."""
     verdict, made = cover["verdict"], cover["made_from"]
     tone = "good" if verdict["decision"] == "promote" else "error"
     word = {"promote": "Promote", "hold": "Hold"}[verdict["decision"]]
-    meaning = {"promote": "The gates passed; this version may be served.", "hold": "This version is not served; what was served before stays."}[verdict["decision"]]
+    meaning = {"promote": "Every deciding gate passed: this version may be served.", "hold": "This version is not served. What was served before stays."}[verdict["decision"]]
     lead = Html(f'<p class="fc-soft">Validation report · {html(cover["model"])} · as of {html(cover["as_of"])} · version <code>{html(cover["version"])}</code></p>')
-    box = callout(f"{verdict['headline']}\n\n{meaning}", tone, word)
+    box = callout(f"{verdict['headline']}\n\n{meaning}", tone, word).replace("fc-callout", "fc-callout fc-verdict", 1)
     lineage = table([{"what": k, "value": v} for k, v in made.items()], {"what": "Made from", "value": ""}) if made else ""
-    parts = [lead, Html(f"<h1>{html(cover['title'])}</h1>"), box, facts(cover["facts"]) if cover["facts"] else "", Html("<h3>Gates</h3>") if verdict["gates"] else "",
+    parts = [lead, Html(f"<h1>{html(cover['title'])}</h1>"), Html(box), facts(cover["facts"]) if cover["facts"] else "", Html("<h3>Gates</h3>") if verdict["gates"] else "",
              _show_gates(verdict["gates"]) if verdict["gates"] else "", lineage]
     return Html(f'<header id="verdict">{join(parts)}</header>')
