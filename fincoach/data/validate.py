@@ -116,7 +116,7 @@ def history(data, as_of: date) -> pl.DataFrame:
                     ((pl.lit(as_of) - begun).dt.total_days() + 1).fill_null(0).alias("days"),
                     pl.col("transactions").cast(pl.Int64).fill_null(0)))
 
-# %% ../../nbs/data/validate.ipynb #69c4eb7b
+# %% ../../nbs/data/validate.ipynb #92ba9056
 def minimum_data(data, as_of: date, min_history_days: int = 90, min_transactions: int = 30,
                  min_people: int = 50) -> MinimumData:
     """The minimum-data gate on a snapshot or frames: who can be learned from as of a day, and whether that is enough.
@@ -128,7 +128,7 @@ def minimum_data(data, as_of: date, min_history_days: int = 90, min_transactions
     missing = pl.concat_str([
         pl.when(short).then(pl.format("{} more days", min_history_days - pl.col("days"))),
         pl.when(few).then(pl.format("{} more transactions", min_transactions - pl.col("transactions"))),
-    ], separator=", ", ignore_nulls=True)
+    ], separator=", ", ignore_nulls=True).str.replace_all(r"\b1 more (day|transaction)s", "1 more ${1}")
     lacking = people.filter(short | few).with_columns(missing.alias("lacks"))
     ids = tuple(people.filter(~(short | few))["user_id"])
     passed = len(ids) >= max(min_people, 1)
@@ -227,7 +227,7 @@ def usual_days(counts: pl.DataFrame) -> tuple[date | None, date | None]:
     low, high = jumps.filter(pl.col("upto") <= few)["next"].max(), jumps.filter(pl.col("upto") >= total - few)["day"].min()
     return low or days[0], high or days[-1]
 
-# %% ../../nbs/data/validate.ipynb #244aa562
+# %% ../../nbs/data/validate.ipynb #6a2c9ee9
 @dataclass(frozen=True)
 class _Survey:
     """What one pass over the transactions found."""
@@ -277,8 +277,8 @@ def _survey(data, rows: int = 1_000_000) -> _Survey:
         nulls = {c: n + moves[c].null_count() for c, n in nulls.items()}
     people, days, categories, outliers = (pl.concat(frames) for frames in zip(*parts, strict=True))
     days, categories = (f.group_by(k).agg(pl.col("rows", "people", "out", "into").sum()).sort(k) for f, k in ((days, "day"), (categories, "category_id")))
-    return _Survey(people.sort("user_id"), days, categories,
-                   outliers.sort("score", "everybody", "id", descending=[True, True, False], nulls_last=True), nulls)
+    excess = pl.col("amount_minor").abs() - pl.col("typical")
+    return _Survey(people.sort("user_id"), days, categories, outliers.sort(excess, "id", descending=[True, False]), nulls)
 
 # %% ../../nbs/data/validate.ipynb #d4c4539d
 _FORMS = frozenset(["gmbh", "ag", "kg", "ug", "ohg", "ltd", "limited", "plc", "inc", "llc", "corp", "co", "sa",
@@ -310,7 +310,7 @@ def merge_names(counts: pl.DataFrame) -> pl.DataFrame:
             .with_columns(pl.col("tidy").first().over("key").alias("clean"))
             .filter(pl.col("clean") != pl.col("name")).select("name", "clean", "rows").sort("clean", "name"))
 
-# %% ../../nbs/data/validate.ipynb #a0338ad8
+# %% ../../nbs/data/validate.ipynb #85d43d49
 _NAMES = {"transactions": ("merchant",), "user_profiles": ("region", "income_bracket"), "products": ("department", "brand")}
 
 
@@ -361,7 +361,7 @@ class DataValidator:
         return tuple(f for part in (_missing, _parents, _repeats, _time, _signs) for f in part(self) if f.count)
 
     def detect_outliers(self) -> pl.DataFrame:
-        """The transactions that are too large for the person or for everybody, the strangest first (see `unusual`)."""
+        """The transactions that are too large for the person or for everybody (see `unusual`), those most above the usual first."""
         return self.survey.outliers
 
     def clean_categorical_data(self) -> Cleaned:
@@ -704,7 +704,7 @@ def _when(of: QualityReport) -> Html:
     return _section("Is a part of the time missing?", chart(draw, f"Transactions a week and people a day, {first} to {last}", height=260, columns=2, width=960),
                     prose(f"{said}{shown}{' and others' if len(empty) > 5 else ''}. A sudden step in either line is a change in the import, not in people."))
 
-# %% ../../nbs/data/validate.ipynb #d9c1a5eb
+# %% ../../nbs/data/validate.ipynb #ec4571a2
 def _who(of: QualityReport) -> Html:
     """Transactions a person, silence, and who lacks what."""
     rows, gaps = of.people["rows"].to_numpy(), of.people["longest_gap"].to_numpy()
@@ -746,7 +746,7 @@ def _odd(of: QualityReport) -> Html:
              "usually": money(r["typical"], r["currency"]), "times": abs(r["amount_minor"]) / max(r["typical"], 1), "score": r["score"], "among all": r["everybody"]}
             for r in of.outliers.head(12).iter_rows(named=True)]
     return _section("Unusual amounts", table(rows, formats={"score": ".1f", "among all": ".1f", "times": "{:,.0f}×"}, footnote=(
-        f"The first {len(rows)} of {len(of.outliers):,}. Usually: the person's median for that kind of flow. Score: robust standard deviations of the logarithm from "
+        f"The {len(rows)} most above the usual, of {len(of.outliers):,}. Usually: the person's median for that kind of flow. Score: robust standard deviations of the logarithm from "
         f"the person's own median (flagged above {PERSON_SCORE:g}); among all: from everybody's (above {EVERYBODY_SCORE:g}).")))
 
 
