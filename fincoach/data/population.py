@@ -220,7 +220,7 @@ def _households(rng: np.random.Generator, people: int, first: int, days: int) ->
         "side": np.where(u[6] < 0.12, 0.15, 0.0), "grocery_rate": np.exp(rng.normal(0.1, 0.6, people)),
     }
 
-# %% ../../nbs/data/population.ipynb #8dae5c58
+# %% ../../nbs/data/population.ipynb #c7053036
 _ESSENTIAL = {"rent": (0.44, 0.85), "utilities": (0.10, 0.95), "phone": (0.03, 0.95), "insurance": (0.06, 0.8), "pass": (0.05, 0.4),
               "groceries": (0.27, 1.0), "transport": (0.08, 0.85), "health": (0.04, 0.9), "education": (0.05, 0.15)}
 
@@ -231,7 +231,7 @@ def _essentials(rng: np.random.Generator, people: int) -> dict[str, np.ndarray]:
     total = sum(parts.values())
     return {k: v / total for k, v in parts.items()}
 
-
+# %% ../../nbs/data/population.ipynb #5e82a398
 def _fill(person: np.ndarray, traits: dict, home: dict, essentials: dict, mix: np.ndarray, fixed: np.ndarray):
     """Complete rows of `_PERSON` from traits (behaviour) and home (everything else); `fixed` is EUR a week of free streams."""
     for name, values in ({k: v for k, v in home.items() if k in _PERSON.names} | traits).items():
@@ -571,7 +571,7 @@ def _needs(rng, rows, state, person, calendar, day):
         tens = int(np.round(budget / person.cash_rate / person.here * means * np.exp(0.4 * _normal(rng) - 0.08) / 10))
         _emit(rows, state, calendar, day, 540 + int(700 * _uniform(rng)), _CASH, _merchant(rng, person, _CASH), -1000 * tens)
 
-# %% ../../nbs/data/population.ipynb #be8879db
+# %% ../../nbs/data/population.ipynb #52eb21ce
 @njit(cache=True)
 def _save(rng, rows, state, person, calendar, day):
     """Put aside after income; take back when there is less than half a week of spending on the account."""
@@ -585,7 +585,7 @@ def _save(rng, rows, state, person, calendar, day):
         euros = min(state.put_aside, person.spending - state.balance)
         _emit(rows, state, calendar, day, 1200, _SAVINGS, _merchant(rng, person, _SAVINGS), int(euros) * 100)
 
-
+# %% ../../nbs/data/population.ipynb #43ad92f3
 @njit(cache=True)
 def _month_end(rng, rows, state, person, calendar, day):
     """Interest, overdraft fee, and the sweep of what is above the buffer."""
