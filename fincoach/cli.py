@@ -109,7 +109,7 @@ def _shown(engine) -> str:
     """The database's URL, without its password."""
     return engine.url.render_as_string(hide_password=True)
 
-# %% ../nbs/cli.ipynb #b15c0928
+# %% ../nbs/cli.ipynb #787e4e7c
 def _day(text: str | None):
     """A date from ISO text; None for no text."""
     from datetime import date
@@ -122,17 +122,22 @@ def _day(text: str | None):
 
 def _as_of(args, settings: Settings, engine):
     """The day of `--as-of`, else of the settings, else of the newest transaction."""
+    from zoneinfo import ZoneInfo
+
     import sqlalchemy as sa
 
     from fincoach.data.tables import TABLES
 
     if day := _day(args.as_of or settings.as_of):
         return day
+    users, t = TABLES["users"].c, TABLES["transactions"].c
+    newest = sa.select(sa.func.max(t.occurred_at)).where(t.user_id == users.id).scalar_subquery()  # one look into the index a person
     with engine.connect() as c:
-        newest = c.execute(sa.select(sa.func.max(TABLES["transactions"].c.occurred_at))).scalar_one()
-    if newest is None:
+        found = c.execute(sa.select(users.timezone, sa.func.max(newest, type_=t.occurred_at.type)).group_by(users.timezone)).all()
+    days = [moment.astimezone(ZoneInfo(zone)).date() for zone, moment in found if moment]
+    if not days:
         raise Refusal("the database holds no transactions", "fill it with `fincoach import SOURCE`")
-    return newest.date()
+    return max(days)
 
 # %% ../nbs/cli.ipynb #f2df281e
 def _db(args, settings: Settings) -> Outcome:
@@ -206,7 +211,7 @@ def _export(args, settings: Settings) -> Outcome:
     text = f"{snapshot.path}\n{_table([(n, k) for n, k in rows.items() if k])}"
     return Outcome({"path": str(snapshot.path), "hash": snapshot.hash, "rows": rows}, text)
 
-# %% ../nbs/cli.ipynb #ca8aca17
+# %% ../nbs/cli.ipynb #6bb96f6b
 def _bar(share: float, width: int = 20) -> str:
     """A share as a bar of text."""
     return "█" * round(share * width)
@@ -215,7 +220,7 @@ def _bar(share: float, width: int = 20) -> str:
 def _told(name: str, found: dict) -> str:
     """A segmentation (its `to_dict`) as lines for a terminal."""
     ranked = sorted(found["probabilities"].items(), key=lambda p: -p[1])
-    rows = [(segment, f"{100 * p:3.0f} %", _bar(p)) for segment, p in ranked if p > 0]
+    rows = [(segment, f"{100 * p:3.0f} %", _bar(p)) for segment, p in ranked if p >= 0.005]
     known = len(found["features"]) - len(found["unknown"])
     notes = [("answered by", f"{found['method']} {found['model_version']}"),
              ("known", f"{known} of {len(found['features'])} features")]

@@ -220,12 +220,40 @@ def test_doctor_sees_an_altered_version(home, shell, tmp_path, monkeypatch):
     publish(tmp_path / "artifacts", "segmentation", "v1", {"segmentation.json": b"{}"}, {})
     promote(tmp_path / "artifacts", "segmentation", "v1")
     file = tmp_path / "artifacts/segmentation/v1/segmentation.json"
+    file.unlink()
     file.write_bytes(b"[]")
     code, out, _ = shell("doctor", "--json")
     problems = [c for c in json.loads(out)["checks"] if c["status"] == "problem"]
     assert code == 1
     assert {c["name"] for c in problems} == {"version v1", "champion"}
     assert all(c["advice"] for c in problems)
+
+
+def test_demo_goes_all_the_way(shell, tmp_path, monkeypatch):
+    """A population, a verdict, a person: and afterwards the folder serves, and the same retrain is recognised."""
+    code, out, err = shell("demo", "--people", "60", "--folder", str(tmp_path), "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert found["retrain"]["decision"] in ("promoted", "held")
+    assert found["segment"]["method"] == ("model" if found["retrain"]["champion"] else "rules")
+    assert Path(found["retrain"]["report"]).exists()
+    monkeypatch.setenv("FINCOACH_ARTIFACTS", str(tmp_path / "artifacts"))
+    database = ("--database", found["retrain"]["database_url"])
+    again = json.loads(shell("segment", found["segment"]["user"], "--as-of", found["segment"]["as_of"], *database, "--json")[1])
+    assert {k: again[k] for k in ("segment", "confidence", "features")} == {k: found["segment"][k] for k in ("segment", "confidence", "features")}
+    code, out, _ = shell("demo", "--people", "60", "--folder", str(tmp_path), "--json")
+    assert (code, json.loads(out)["retrain"]["decision"]) == (0, "unchanged")
+
+
+def test_retrain_on_a_database_uses_the_settings_one_and_reports_too_few_people(home, shell, monkeypatch):
+    """Without --source the database of the settings is learned from; with too few people that fails, and says so."""
+    monkeypatch.setenv("FINCOACH_MIN_PEOPLE", "1000")
+    monkeypatch.setenv("FINCOACH_SEED", "1")
+    code, out, err = shell("retrain")
+    assert code in (0, 1)
+    assert "80 people" in out + err or "1,000" in out + err or "1000" in out + err
+    assert "Traceback" not in err
+    assert "reading population" not in err
 
 
 # --- the worst days ------------------------------------------------------------------------------------------------
