@@ -290,7 +290,7 @@ def place(parameters: SegmentationParameters, features: pl.DataFrame) -> pl.Data
         "segment_name": name[placed.cluster], "confidence": placed.probability.max(1), "second_name": second,
         "between": placed.between})
 
-# %% ../../nbs/segments/model.ipynb #80b46363
+# %% ../../nbs/segments/model.ipynb #3cf858dc
 @dataclass(frozen=True)
 class ClusterChoice(Card):
     """The evidence on the number of groups: one row of `table` a k, and what three common rules would choose."""
@@ -314,7 +314,7 @@ class ClusterChoice(Card):
         def panels(left, right):
             left.plot(k, self.table["inertia"], "o-", color=ACCENT)
             left.axvline(self.elbow, ls=":", color=ACCENT)
-            left.set(xlabel="number of groups", title="Spread left within groups (dotted: elbow)", ylim=(0, None))
+            left.set(xlabel="number of groups", title="Spread left within groups (dotted: elbow)", ylim=(0, 1.1 * self.table["inertia"].max()))
             right.fill_between(k, self.table["stability_low"], self.table["stability_high"], color=ACCENT, alpha=0.15, lw=0)
             right.plot(k, self.table["stability"], "o-", color=ACCENT, label="found again (adjusted Rand)")
             right.plot(k, self.table["silhouette"], "s--", color="0.45", label="silhouette")

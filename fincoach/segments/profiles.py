@@ -42,7 +42,7 @@ def effect_size(inside, outside) -> float:
     spread = np.sqrt((inside.var() * len(inside) + outside.var() * len(outside)) / freedom)
     return float((inside.mean() - outside.mean()) / spread) if spread > 1e-12 else 0.0
 
-# %% ../../nbs/segments/profiles.ipynb #6634fd52
+# %% ../../nbs/segments/profiles.ipynb #475a1bf2
 @dataclass(frozen=True)
 class Characteristics(Card):
     """One row of `table` a segment and feature: people who have it, median and interval, everybody's median, effect.
@@ -77,6 +77,8 @@ class Characteristics(Card):
                      "everybody": plain_value(r["feature"], r["everybody"], self.currency), "effect": r["effect"]}
                     for r in self.strongest(c).to_dicts()]
             parts.append(table(rows, formats={"effect": "+.1f"}, caption=name))
+        if len(self.demographics):
+            parts.append(table(self.demographics.drop("cluster"), caption="What people told about themselves"))
         return join(parts)
 
 # %% ../../nbs/segments/profiles.ipynb #3cde69ee
@@ -179,7 +181,7 @@ class Personas(Card):
         """One portrait after the other."""
         return join([part for p in self.personas for part in (Html(f"<h4>{html(p.name)}</h4>"), p.card_body())])
 
-# %% ../../nbs/segments/profiles.ipynb #f12da997
+# %% ../../nbs/segments/profiles.ipynb #bc047f1d
 def _phrase(row: dict, currency: str) -> str:
     """One difference in words, with the segment's and everybody's typical value."""
     words = WORDS[row["feature"]][0 if row["effect"] > 0 else 1]
@@ -187,6 +189,8 @@ def _phrase(row: dict, currency: str) -> str:
         return words
     here, all_ = (plain_value(row["feature"], row[k], currency) for k in ("median", "everybody"))
     label = UNITS.get(row["feature"], "")
+    if label and row["feature"] in GOALS:  # everybody's figure would be that of the few who have goals
+        return f"{words} ({label.format(here)})"
     return f"{words} ({label.format(here)}; everybody: {all_})" if label and here != all_ else words
 
 
@@ -205,7 +209,7 @@ UNITS: dict[str, str] = {
     "goal_pressure": "{} of income", "low_balance_share": "{} of days", "payday_effect": "{} times the usual",
 }
 
-# %% ../../nbs/segments/profiles.ipynb #bd081261
+# %% ../../nbs/segments/profiles.ipynb #72aeb0c1
 @dataclass(frozen=True)
 class Comparison(Card):
     """The segments side by side: `table` has a row a feature and a column a segment (medians); `effects` the same in Cohen's d."""
@@ -224,9 +228,8 @@ class Comparison(Card):
     def draw(self) -> Html:
         """A heat map: how far each segment is from everybody else."""
         names = [c for c in self.effects.columns if c != "feature"]
-        values = self.effects.select(names).to_numpy().T
-        return heatmap(values, names, [f.replace("_", " ") for f in self.effects["feature"]],
-                       alt="How far each segment is from everybody else on each feature", label="spreads from everybody else")
+        return heatmap(self.effects.select(names).to_numpy(), [f.replace("_", " ") for f in self.effects["feature"]], names,
+                       alt="How far each segment is from everybody else on each feature", label="spreads from everybody else (Cohen's d)")
 
     def card_body(self) -> Html:
         """Heat map and table."""
@@ -259,7 +262,7 @@ class SegmentStability(Card):
         last = self.steps[-1]
         named = [self.names[i] for i in last.labels]
         moves = heatmap(last.moves, [f"was {n}" for n in named], named, alt="Share of each segment that moved to each segment",
-                        limit=1.0, spec=".0%", caption=f"From {self.dates[-2]} to {self.dates[-1]}: each row sums to 100 %")
+                        limit=1.0, spec=".0%", label="share of the row", caption=f"From {self.dates[-2]} to {self.dates[-1]}: each row sums to 100 %")
         return join([table(self.to_frame(), formats=spec), moves])
 
 # %% ../../nbs/segments/profiles.ipynb #99e15e4e
@@ -341,16 +344,16 @@ def _typical(p: SegmentProfiler) -> pl.DataFrame:
                          "effect": effect_size(z[inside, j], z[~inside, j])})
     return pl.DataFrame(rows).with_columns(pl.col("median", "low", "high", "everybody").fill_nan(None))
 
-# %% ../../nbs/segments/profiles.ipynb #42078ef2
+# %% ../../nbs/segments/profiles.ipynb #4ce05854
 def _demographics(p: SegmentProfiler) -> pl.DataFrame:
-    """One row a cluster and trait that at least a third of people have told: the segment's value beside everybody's."""
+    """One row a cluster and trait that at least a fifth of people have told: the segment's value beside everybody's."""
     columns = {"cluster": pl.Int64, "segment": pl.String, "trait": pl.String, "known": pl.Int64, "here": pl.String, "everybody": pl.String}
     if p.demographics is None:
         return pl.DataFrame(schema=columns)
     people = p.placed.select("user_id", "cluster").join(p.demographics, on="user_id", how="left", maintain_order="left")
     rows = []
     for trait in (c for c in people.columns if c not in ("user_id", "cluster", "opening_balance_minor")):
-        if people[trait].is_not_null().mean() < 1 / 3:
+        if people[trait].is_not_null().mean() < 0.2:
             continue
         for c, name in enumerate(p.names):
             inside = people.filter(pl.col("cluster") == c)[trait].drop_nulls()
