@@ -408,22 +408,22 @@ _CASE = {"viewbox": "viewBox", "clippath": "clipPath", "lineargradient": "linear
          "markerwidth": "markerWidth", "markerheight": "markerHeight", "refx": "refX", "refy": "refY"}
 _PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]+")
 
-# %% ../nbs/show.ipynb #5c513dc7
+# %% ../nbs/show.ipynb #fed6e551
 def _safe(name: str, value: str) -> bool:
     """Whether an attribute may stay: known, and its value reaches nothing outside the page."""
-    if name.startswith("aria-"):
+    if name.startswith("aria-") or name in ("alt", "title"):
         return True
-    if name not in _ATTRIBUTES:
+    if name not in _ATTRIBUTES or "\\" in value:
         return False
     if name in ("href", "src"):
         return value.startswith("#") or bool(_PICTURE.fullmatch(value))
     if name == "xmlns":
         return value == "http://www.w3.org/2000/svg"
-    loose = re.sub(r"/\*.*?\*/|[\s\\]", "", value.lower())
+    loose = re.sub(r"/\*.*?\*/|\s", "", value.lower())
     reaches = re.sub(r"url\(['\"]?#[\w-]*['\"]?\)", "", loose)
     return not any(bad in reaches for bad in ("url(", "@import", "expression(", "javascript:", "image-set(", "position:fixed"))
 
-# %% ../nbs/show.ipynb #2813ab9b
+# %% ../nbs/show.ipynb #342fe60c
 class _Cleaner(HTMLParser):
     """Copies allowed elements to `out` and keeps them balanced; the content of dropped ones is dropped too."""
 
@@ -438,8 +438,12 @@ class _Cleaner(HTMLParser):
             return
         if tag not in _TAGS:
             return
-        kept = [(k.removeprefix("xlink:"), v or "") for k, v in attrs]
-        given = "".join(f' {_CASE.get(k, k)}="{escape(v)}"' for k, v in kept if _safe(k, v))
+        kept = {k: v or "" for k, v in ((k.removeprefix("xlink:"), v) for k, v in attrs) if _safe(k, v or "")}
+        if tag == "img":
+            kept = {"alt": ""} | kept
+            if "src" not in kept:
+                return self.out.append(f"<em>{escape(kept['alt'] or 'a picture')} (not kept)</em>")
+        given = "".join(f' {_CASE.get(k, k)}="{escape(v)}"' for k, v in kept.items())
         self.out.append(f"<{_CASE.get(tag, tag)}{given}>")
         if tag not in _VOID:
             self.open.append(tag)
