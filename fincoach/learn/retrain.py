@@ -442,11 +442,12 @@ def _by_notebook(settings: Settings, found: Prepared, recipe: Recipe, version: s
 
 _REPORT = "validation_reports/segmentation"
 
-# %% ../../nbs/learn/retrain.ipynb #729abc03
+# %% ../../nbs/learn/retrain.ipynb #a407ef47
 def _by_function(settings: Settings, found: Prepared, recipe: Recipe, version: str, parent: str | None, say):
     """Train in this process, publish the candidate and its validation report."""
     trained = train_segmentation(found.snapshot, recipe, read_truth(found.truth), parent, serving_parameters(settings.artifacts, parent),
                                  found.findings, say)
+    say(f"publishing {version}")
     trained.publish(settings.artifacts)
     folder = settings.reports / "segmentation" / version
     aside = _aside(folder)
@@ -480,7 +481,7 @@ def _published(settings: Settings, model: str, version: str) -> dict | None:
     except ArtifactError:
         return None
 
-# %% ../../nbs/learn/retrain.ipynb #77048e19
+# %% ../../nbs/learn/retrain.ipynb #ecc6bc60
 def retrain(source: str = "population", settings: Settings | None = None, as_of: date | str | None = None, seed: int | None = None,
             mapping=None, model: str = "segmentation", notebook: bool = True, say: Callable[[str], None] | None = None) -> RetrainResult:
     """Retrain `model` on a source, publish version and report, and promote the version if its verdict is good.
@@ -503,6 +504,7 @@ def retrain(source: str = "population", settings: Settings | None = None, as_of:
         if not known:
             say(f"training {model} {version}")
             (_by_notebook if notebook else _by_function)(settings, found, recipe, version, _parent(settings, model, version), say)
+        say("deciding")
         promoted = _promote(settings, model, version)
         return _result(settings, model, version, "promoted" if promoted else "unchanged" if known else "held", found)
 

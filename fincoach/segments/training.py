@@ -8,13 +8,14 @@ __all__ = ['HORIZON', 'WORSE_BY', 'Recipe', 'code_hash', 'version_name', 'NotEno
            'Recovery', 'planted', 'recover', 'Comparison', 'compare', 'Evidence', 'gates', 'judge', 'write_report',
            'FeaturePipeline', 'files_of', 'TrainedSegmentation', 'finish', 'fit', 'examine', 'train_segmentation']
 
-# %% ../../nbs/segments/training.ipynb #8ab6b6cf
+# %% ../../nbs/segments/training.ipynb #60651498
 import hashlib
 import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
+from functools import cache
 
 import joblib
 import numpy as np
@@ -84,12 +85,13 @@ class Recipe:
         """Plain values, for JSON."""
         return asdict(self) | {"as_of": self.as_of.isoformat()}
 
-# %% ../../nbs/segments/training.ipynb #38462254
+# %% ../../nbs/segments/training.ipynb #d0c64311
 _MADE_BY = ("data", "features", "evaluate", "serving", "segments")
 
 
+@cache
 def code_hash(rooms=_MADE_BY) -> str:
-    """SHA-256 (hex) of the package's modules in `rooms`."""
+    """SHA-256 (hex) of the package's modules in `rooms`, as they are when a process first asks."""
     together = hashlib.sha256()
     for file in sorted(p for room in rooms for p in (PACKAGE / room).glob("*.py")):
         together.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
@@ -458,7 +460,7 @@ def _listed(names, last: str = "and") -> str:
     names = list(names)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}" if names else "none"
 
-# %% ../../nbs/segments/training.ipynb #0cd99082
+# %% ../../nbs/segments/training.ipynb #e7945e88
 @dataclass(frozen=True)
 class Evidence:
     """All that is known about a trained segmentation; each field is the result of one step."""
@@ -483,6 +485,11 @@ class Evidence:
     recovery: Recovery | None = field(default=None, repr=False)
     comparison: Comparison | None = None
     parent: str | None = None  # the version that was serving
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many people each segment holds, in the order of the clusters."""
+        return np.bincount(self.model.labels, minlength=len(self.model.naming)).tolist()
 
     @property
     def silhouette(self) -> Estimate:
@@ -553,17 +560,17 @@ def _rows(estimates: dict[str, Estimate], roles: dict[str, str]) -> list[dict]:
     """Estimates as the rows of a comparison."""
     return [{"name": k, "value": v.value, "low": v.low, "high": v.high, "role": roles.get(k, "baseline")} for k, v in estimates.items()]
 
-# %% ../../nbs/segments/training.ipynb #42353358
+# %% ../../nbs/segments/training.ipynb #40498b18
 def _summary(e: Evidence, verdict: Verdict) -> Section:
-    rows = [{"segment": n.name, "people": int((e.model.labels == c).sum()), "share": n.share, "who they are": e.sentences[c]}
-            for c, n in enumerate(e.model.naming)]
+    rows = [{"segment": n.name, "people": size, "share": size / sum(e.sizes), "who they are": said}
+            for n, size, said in zip(e.model.naming, e.sizes, e.sentences, strict=True)]
     between = e.assignments["between"].mean()
     said = (f"**{len(e.assignments):,} people** were looked at as of {e.recipe.as_of}. {_percent(between)} of them stand between two "
             "segments: for them the second segment is named too.")
     return Section("summary", "", verdict.headline, [
         text(said), grid(rows, formats={"share": ".0%", "people": ",.0f"}, bars=("share",))])
 
-# %% ../../nbs/segments/training.ipynb #c3abbd98
+# %% ../../nbs/segments/training.ipynb #36175366
 def _worries(e: Evidence) -> list[dict]:
     """What speaks against the model, worst first, in plain words."""
     found = []
@@ -571,7 +578,7 @@ def _worries(e: Evidence) -> list[dict]:
         found.append({"severity": severity, "what": what, "evidence": evidence, "advice": advice})
     for g in gates(e):
         if g.passed is False:
-            add("error" if g.blocking else "warning", f"{g.name} is not reached", f"{format(g.value, g.spec)} where {format(g.threshold, g.spec)} "
+            add("error" if g.blocking else "warning", f"{g.name}: not reached", f"{format(g.value, g.spec)} where {format(g.threshold, g.spec)} "
                 f"is asked for: {g.meaning}.", "See the section on results." if g.blocking else "This does not block, but keep it in mind.")
     if unnamed := [n for n in e.model.naming if n.segment_id < 0]:
         add("warning", f"{len(unnamed)} segment{'s' * (len(unnamed) > 1)} without a name", _listed(n.name for n in unnamed) + " resemble no documented pattern.",
@@ -585,12 +592,12 @@ def _worries(e: Evidence) -> list[dict]:
 
 
 def _findings(e: Evidence) -> Section:
-    good = [{"severity": "good", "what": f"{n.name}: {_percent(n.share)}", "evidence": e.sentences[c], "advice": ""} for c, n in enumerate(e.model.naming)]
-    data = [{"severity": f.severity, "what": f"{f.table.replace('_', ' ')}: {f.rule}", "evidence": f"{f.count:,} times.", "advice": f.advice}
+    good = [{"severity": "good", "what": f"{n.name}: {_percent(e.sizes[c] / sum(e.sizes))}", "evidence": e.sentences[c], "advice": ""} for c, n in enumerate(e.model.naming)]
+    data = [{"severity": f.severity, "what": f"{f.table.replace('_', ' ')}: {f.rule}", "evidence": f"Counted: {f.count:,}.", "advice": f.advice}
             for f in e.findings if f.severity != "note"]
     return Section("findings", "", "What was learned, and what speaks against it.", [findings(good + _worries(e) + data)])
 
-# %% ../../nbs/segments/training.ipynb #9a7b9d1d
+# %% ../../nbs/segments/training.ipynb #56e1d281
 def _use(e: Evidence) -> Section:
     return Section("use", "", "A segment is a starting point for talking about habits, not a label on a person.", [
         text("**Meant for**\n\n- choosing the tone and the order of advice\n- comparing somebody with people of similar habits\n"
@@ -614,7 +621,7 @@ def _data(e: Evidence) -> Section:
     if len(unknown):
         blocks.append(grid(unknown, formats={"unknown": ".0%"}, bars=("unknown",), caption="Behavioural features that are unknown for somebody"))
     if e.findings:
-        blocks.append(findings([{"severity": f.severity, "what": f"{f.table.replace('_', ' ')}: {f.rule}", "evidence": f"{f.count:,} times.",
+        blocks.append(findings([{"severity": f.severity, "what": f"{f.table.replace('_', ' ')}: {f.rule}", "evidence": f"Counted: {f.count:,}.",
                                  "advice": f.advice} for f in e.findings]))
     return Section("data", "", "Where the figures come from, and the proof that nothing later leaked in.", blocks)
 
@@ -642,7 +649,7 @@ def _result(e: Evidence, name: str) -> str:
         return f"recovery {e.recovery.rivals[name].value:.2f} (ours {e.recovery.ours.value:.2f})"
     return f"foresight {e.use.gains[name].value:+.4f} (ours {e.use.gains['segments'].value:+.4f})" if e.use.measured else "foresight not measured"
 
-# %% ../../nbs/segments/training.ipynb #dc306dad
+# %% ../../nbs/segments/training.ipynb #db018c9e
 def _results(e: Evidence) -> Section:
     blocks, s = [], e.validation.structure
     if r := e.recovery:
@@ -656,8 +663,8 @@ def _results(e: Evidence) -> Section:
         rows = _rows({"our segments": e.use.gains["segments"]} | {k: v for k, v in e.use.gains.items() if k != "segments"},
                      {"our segments": "ours", "random": "null", "champion": "champion"})
         differences = [{"against": k, "value": v.value, "low": v.low, "high": v.high} for k, v in e.use.against_ours.items()]
-        blocks.append(comparison(f"Foresight: what a group known on {e.use.day} adds to foreseeing the {HORIZON} days after it", rows, spec="+.4f", differences=differences,
-                                 note=f"Share of variance beyond the person's own past, mean of {_listed(e.use.outcomes)}; {e.use.people:,} people, out of sample."))
+        blocks.append(comparison("Foresight", rows, spec="+.4f", differences=differences,
+                                 note=f"What a group known on {e.use.day} adds to foreseeing the {HORIZON} days after it: share of variance beyond the person's own past, mean of {_listed(e.use.outcomes)}; {e.use.people:,} people, out of sample."))
         blocks.append(text(_losses(e)))
     structure = {f"{name}": s.scores[crowd]["stability"] for crowd, name in (("real", "our segments"), ("permuted", "columns shuffled"), ("gaussian", "one normal cloud"))}
     blocks.append(comparison("Stability: agreement of fits on resamples", _rows(structure, {"our segments": "ours", "columns shuffled": "null", "one normal cloud": "null"}),
@@ -712,7 +719,7 @@ def _sensitivity(e: Evidence) -> Section:
         picture(intervals(rows, alt="Agreement with the trained segments after each change", xlabel="agreement (adjusted Rand index)")),
         grid(changed, formats={"agreement": ".2f", "low": ".2f", "high": ".2f"})])
 
-# %% ../../nbs/segments/training.ipynb #8281c94b
+# %% ../../nbs/segments/training.ipynb #741d2272
 def _groups(e: Evidence) -> Section:
     centres = np.array([c.centroid for c in e.model.parameters.clusters])
     known = sorted(set(e.groups["characteristic"]) - {"everybody", "segment"})
@@ -746,8 +753,8 @@ def _limits(e: Evidence) -> Section:
 
 
 def _monitoring(e: Evidence) -> Section:
-    largest = max(e.model.naming, key=lambda n: n.share)
-    rows = [("Share of each segment", f"now {largest.name} {_percent(largest.share)}", "a share moves by more than 5 points in a month"),
+    most = int(np.argmax(e.sizes))
+    rows = [("Share of each segment", f"largest: {e.model.naming[most].name}, {_percent(e.sizes[most] / sum(e.sizes))}", "a share moves by more than 5 points in a month"),
             ("People between two segments", _percent(e.assignments["between"].mean()), "10 points more"),
             ("Mean confidence", f"{e.assignments['confidence'].mean():.2f}", "0.05 less"),
             ("Kept for twelve weeks", _percent(e.lasting.kept.value), "10 points less"),
@@ -818,7 +825,7 @@ def files_of(e: Evidence, report: ValidationReport) -> dict[str, bytes]:
         "validation_reports/segmentation.json": _json(report.to_dict()),
     }
 
-# %% ../../nbs/segments/training.ipynb #f43791b0
+# %% ../../nbs/segments/training.ipynb #495b8ba6
 def _configuration(e: Evidence) -> dict:
     """What was chosen: the recipe, the features in use and the documented patterns."""
     patterns = {name: [t._asdict() for t in traits] for name, traits in PROTOTYPES.items()}
@@ -827,7 +834,7 @@ def _configuration(e: Evidence) -> dict:
 
 def manifest_of(e: Evidence, verdict: Verdict) -> dict:
     """What the manifest says about a version beside the sums of its files: parameters, seed, snapshot, metrics, verdict, segments."""
-    segments = [{"segment_id": n.segment_id, "name": n.name, "people": int((e.model.labels == c).sum()), "share": n.share, "sentence": e.sentences[c]}
+    segments = [{"segment_id": n.segment_id, "name": n.name, "people": e.sizes[c], "share": e.sizes[c] / sum(e.sizes), "sentence": e.sentences[c]}
                 for c, n in enumerate(e.model.naming)]
     metrics = {g.name: g.value for g in verdict.gates}
     return plain({

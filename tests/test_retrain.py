@@ -1,0 +1,205 @@
+"""The retrain road: what it leaves behind when it ends well, badly, twice, or not at all."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import sqlalchemy as sa
+from conftest import ROOT
+
+from fincoach.data.database import connect
+from fincoach.learn import retrain as road
+from fincoach.learn.retrain import Busy, ParameterError, RetrainError, locked, retrain, run_notebook
+from fincoach.serving.artifacts import champion, listed, open_version, rollback, versions
+from fincoach.settings import Settings, load_settings
+
+PEOPLE, DAYS = 150, 240
+FILES = {
+    "segmentation.json", "people.npz", "user_segments.csv", "segment_profiles.json", "feature_config.json", "feature_engineering_pipeline.pkl",
+    "user_segmentation_model.pkl", "model_metadata.json", "model_configs/segmentation.json", "validation_reports/segmentation.html",
+    "validation_reports/segmentation.json",
+}
+pytestmark = pytest.mark.xdist_group("retrain")
+
+
+def settings_in(home: Path, **given) -> Settings:
+    """Settings for a small population below `home`."""
+    limits = {"people": PEOPLE, "days": DAYS, "min_recovery": 0.3, "min_stability": 0.3}
+    return load_settings(work=home / "var", artifacts=home / "artifacts", reports=home / "reports", **limits | given)
+
+
+def quiet(text: str):
+    """Tell nobody."""
+
+
+def sums(settings: Settings, version: str) -> dict[str, str]:
+    """SHA-256 of every file of a version, the manifest included."""
+    folder = settings.artifacts / "segmentation" / version
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished retrain through the notebook: settings and result."""
+    settings = settings_in(tmp_path_factory.mktemp("trained"))
+    return settings, retrain("population", settings, say=quiet)
+
+
+def test_the_notebook_leaves_everything_behind(trained):
+    settings, result = trained
+    assert set(open_version(settings.artifacts, "segmentation", result.version).files) == FILES
+    assert {p.name for p in result.report.parent.iterdir()} == {"report.html", "report.json", "executed.ipynb"}
+    page = result.report.read_text()
+    assert result.verdict in page
+    assert not any(word in page for word in ("<script", 'src="http', "@import"))
+    assert json.loads(result.report.with_name("report.json").read_text())["version"] == result.version
+    assert sum(s["people"] for s in result.segments) == result.people
+    assert (result.decision, result.champion) == ("promoted", result.version)
+
+
+def test_the_same_input_gives_the_same_bytes_with_or_without_the_notebook(trained, tmp_path):
+    settings, result = trained
+    again = settings_in(tmp_path)
+    other = retrain("population", again, notebook=False, say=quiet)
+    assert other.version == result.version
+    assert sums(again, other.version) == sums(settings, result.version)
+
+
+def test_twice_is_once(trained):
+    settings, result = trained
+    before = {p: p.stat().st_mtime_ns for p in settings.artifacts.rglob("*") if p.is_file() and p.name != ".retrain.lock"}
+    again = retrain("population", settings, say=quiet)
+    assert again.decision == "unchanged"
+    assert "already trained, champion unchanged" in again.summary()
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_another_seed_is_another_version_and_meets_the_champion(trained, tmp_path):
+    settings, result = trained
+    other = retrain("population", settings, seed=8, notebook=False, say=quiet)
+    manifest = open_version(settings.artifacts, "segmentation", other.version).manifest
+    assert other.version != result.version
+    assert manifest["parent"] == result.version
+    assert "No worse than the champion" in manifest["metrics"]
+    if other.decision == "promoted":  # and what is rolled back stays rolled back
+        assert rollback(settings.artifacts, "segmentation") == result.version
+        assert retrain("population", settings, seed=8, notebook=False, say=quiet).champion == result.version
+
+
+@pytest.mark.parametrize(("parameters", "said"), [
+    ({"sed": 3}, "no parameter 'sed'"), ({"seed": "3"}, "must be int"), ({"seed": True}, "must be int"),
+    ({"min_stability": float("nan")}, "must be float"), ({"as_of": 20250630}, "must be str")])
+def test_wrong_parameters_are_refused_before_anything_runs(parameters, said, tmp_path):
+    with pytest.raises(ParameterError, match=said) as e:
+        run_notebook("segmentation", parameters, tmp_path / "out.ipynb")
+    assert "segments: int" in str(e.value)
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("call", [{"as_of": "June"}, {"model": "forecast"}])
+def test_wrong_arguments_are_refused(call, trained):
+    with pytest.raises(ParameterError):
+        retrain("population", trained[0], say=quiet, **call)
+
+
+def test_a_failing_notebook_is_reported_and_promotes_nothing(trained):
+    settings, result = trained
+    few = settings_in(settings.work.parent, min_people=100_000)
+    with pytest.raises(RetrainError, match="training needs 100000") as e:
+        retrain("population", few, say=quiet)
+    assert e.value.report.parent.name.startswith("failed-")
+    assert "NotEnoughData" in e.value.report.read_text()
+    assert champion(settings.artifacts, "segmentation") == result.version
+
+
+def test_data_without_structure_are_held_back(tmp_path, trained):
+    """Everybody's amounts and days are drawn from one urn: there are people, but no kinds of people."""
+    settings = settings_in(tmp_path)
+    found = road.prepare("population", settings, say=quiet)
+    found.engine.dispose()
+    with connect(found.database_url).begin() as c:
+        rows = pl.read_database("select id, user_id, amount_minor, category_id, occurred_at from transactions order by id", c)
+        urn = np.random.default_rng(0).permutation(len(rows))
+        c.exec_driver_sql("delete from goal_contributions")
+        c.exec_driver_sql("delete from financial_goals")
+        c.exec_driver_sql("update user_profiles set opening_balance_minor = null")
+        c.execute(sa.text("update transactions set amount_minor = :a, category_id = :c, occurred_at = :o where id = :i"), [
+            {"a": a, "c": k, "o": o, "i": i} for (a, k, o), i in zip(
+                rows.select("amount_minor", "category_id", "occurred_at").rows(), rows["id"][urn.tolist()].to_list(), strict=True)])
+    result = retrain(found.database_url, settings_in(tmp_path, min_stability=0.8), notebook=False, say=quiet)
+    assert (result.decision, result.champion) == ("held", None)
+    assert "held back" in result.summary()
+
+
+def test_two_at_once(trained):
+    with locked(trained[0].artifacts), pytest.raises(Busy, match=f"process {os.getpid()}"):
+        retrain("population", trained[0], say=quiet)
+    assert retrain("population", trained[0], say=quiet).decision == "unchanged"
+
+
+def test_somebodys_own_database_is_never_replaced(tmp_path):
+    settings = settings_in(tmp_path)
+    file = settings.work / "fincoach.db"
+    with connect(f"sqlite:///{file}").begin() as c:
+        c.exec_driver_sql("create table mine (x int)")
+    with pytest.raises(RetrainError, match="data of your own"):
+        retrain("population", settings, say=quiet)
+    with connect(f"sqlite:///{file}").begin() as c:
+        assert c.exec_driver_sql("select count(*) from mine").scalar_one() == 0
+
+
+RUN = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+from test_retrain import settings_in, quiet
+from fincoach.learn.retrain import retrain
+result = retrain("population", settings_in(Path({home!r})), seed=int(sys.argv[1]), notebook=False, say=lambda t: print(t, flush=True))
+print("done", result.version, flush=True)
+"""
+
+
+def test_killed_at_any_moment_the_champion_still_serves(trained, tmp_path):
+    """FINCOACH_KILLS says how many times (default 8): moments are spread over a whole run, the writing at its end more densely."""
+    kills = int(os.environ.get("FINCOACH_KILLS", "8"))
+    settings, result = trained
+    home = settings.work.parent
+    script = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"), home=str(home))
+    serving, chance = champion(settings.artifacts, "segmentation"), random.Random(5)
+    died = 0
+    for attempt in range(kills):
+        seed = 100 + attempt
+        run = subprocess.Popen([sys.executable, "-c", script, str(seed)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        step, wait = chance.choice(STEPS), chance.random()
+        for line in run.stdout:
+            if line.startswith(step):
+                break
+        time.sleep(wait * LASTS.get(step, 0.5))
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        run.stdout.close()
+        died += run.returncode == -signal.SIGKILL
+        now = champion(settings.artifacts, "segmentation")
+        assert open_version(settings.artifacts, "segmentation", now).read("segmentation.json")
+        assert set(versions(settings.artifacts, "segmentation")) == set(listed(settings.artifacts, "segmentation"))
+        assert now == serving or now in versions(settings.artifacts, "segmentation")
+        serving = now
+    ended = retrain("population", settings, seed=99, notebook=False, say=quiet)
+    assert ended.version in versions(settings.artifacts, "segmentation")
+    assert not list(settings.reports.glob("segmentation/.*")), "leftovers of killed runs"
+    print(f"{died} of {kills} runs were killed")
+    assert died >= kills / 2
+
+
+# Where a run is when it is killed, and for how long (seconds) that may still last.
+STEPS = ("reading people", "comparing", "changing", "publishing", "publishing", "publishing", "deciding", "deciding")
+LASTS = {"changing": 3.0, "comparing": 2.0, "publishing": 0.12, "deciding": 0.03}
