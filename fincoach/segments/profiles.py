@@ -86,7 +86,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "income_weekly": ("have more coming in than most", "have less coming in than most"),
     "spending_weekly": ("spend more than most", "spend less than most"),
     "savings_rate": ("have more of their income left over", "spend nearly all that comes in"),
-    "essential_share": ("put most of their money into what is needed", "put much of their money into what they enjoy"),
+    "essential_share": ("put most of their money into what is needed", "put less of their money into what is needed"),
     "debt_share": ("pay off debts and fees", "pay little for debts and fees"),
     "saved_share": ("put money aside regularly", "put little aside"),
     "category_diversity": ("spend on many different things", "spend on few kinds of things"),
