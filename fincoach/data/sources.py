@@ -166,7 +166,7 @@ def _journey_people(folder: Path, lines: pl.DataFrame) -> tuple[pl.DataFrame, pl
         pl.col("income").alias("income_bracket"))
     return users, profiles.sort("user_id")
 
-# %% ../../nbs/data/sources.ipynb #f88cfaff
+# %% ../../nbs/data/sources.ipynb #78a5f279
 def _journey_campaigns(folder: Path, users: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """The `recommendation_history` and `recommendation_feedback` rows, and the decisions whose outcome was not observed."""
     sent = (pl.read_parquet(folder / "campaigns.parquet")
@@ -176,7 +176,8 @@ def _journey_campaigns(folder: Path, users: pl.DataFrame) -> tuple[pl.DataFrame,
                 _journey_midnight("start_date").alias("decided_at"),
                 _journey_midnight("end_date", "23h59m59s").alias("over_at"),
                 pl.format("campaign_{}", pl.col("campaign_type").str.to_lowercase().str.replace(" ", "_")).alias("action"),
-                pl.format("campaign {}, {} to {}", "campaign_id", pl.col("start_date").dt.date(), pl.col("end_date").dt.date()).alias("message"),
+                pl.format("campaign {}, {} to {}", "campaign_id", pl.col("start_date").dt.date(),
+                          pl.col("end_date").dt.date()).alias("message"),
                 (pl.len().over("campaign_id") / users.height).alias("propensity"),
                 strategy=pl.lit("complete-journey"), model_version=pl.format("campaign {}", "campaign_id")))
     redeemed = (pl.read_parquet(folder / "coupon_redemptions.parquet").join(sent, on=["household_id", "campaign_id"])
@@ -210,7 +211,7 @@ def _journey_purchases(lines: pl.DataFrame, who: pl.DataFrame, goods: pl.DataFra
                 pl.col("paid").alias("amount_minor"), pl.col("discount").alias("discount_minor"),
                 pl.lit("USD").alias("currency"), pl.col("basket_id").cast(pl.String).alias("basket")))
 
-# %% ../../nbs/data/sources.ipynb #b0cf292a
+# %% ../../nbs/data/sources.ipynb #d5bb4040
 def _journey_findings(lines: pl.DataFrame, totals: pl.DataFrame, profiles: pl.DataFrame, unseen: pl.DataFrame) -> tuple[Finding, ...]:
     """What a reader of Complete Journey should know, in numbers."""
     off = lines.filter(pl.col("department").is_in([*DEPARTMENTS]).fill_null(False).not_())
@@ -227,7 +228,8 @@ def _journey_findings(lines: pl.DataFrame, totals: pl.DataFrame, profiles: pl.Da
         Finding("note", "transactions", "category_id", "no department", len(off), tuple(off["product_id"].unique().sort().head(3)),
                 "Slips and unknown goods count towards the department with most of the trip's money."),
         Finding("note", "transactions", "amount_minor", "nothing paid", kept - len(totals), (),
-                "Trips' departments that came to zero, or were merged into another, are no transactions; their lines stay in user_purchases."),
+                "Trips' departments that came to zero, or were merged into another, are no transactions; their lines stay in "
+                "user_purchases."),
         Finding("note", "transactions", "amount_minor", "credit", totals.filter(pl.col("paid") < 0).height, (),
                 f"Coupons exceeded what was bought ({trips.filter(pl.col('paid') < 0).height} whole trips): they read as small refunds."),
         Finding("note", "user_purchases", "quantity", "other unit", lines.filter(pl.col("quantity") > 1000).height, (),
@@ -236,7 +238,8 @@ def _journey_findings(lines: pl.DataFrame, totals: pl.DataFrame, profiles: pl.Da
                 f"The middle of the band, within five years; {profiles['birth_year'].null_count()} of 65 and over stay unknown."),
         Finding("warning", "recommendation_history", "propensity", "estimated", 27, (),
                 "The share of households that got the campaign; the store's true choice is unknown, so treat off-policy results with care."),
-        Finding("note", "recommendation_feedback", "response", "outcome not observed", len(unseen), tuple(unseen["campaign_id"].unique().sort()),
+        Finding("note", "recommendation_feedback", "response", "outcome not observed", len(unseen),
+                tuple(unseen["campaign_id"].unique().sort()),
                 "These campaigns run beyond 2017, the year redemptions are known for: no redemption seen is not 'ignored'."),
         Finding("warning", "transactions", "", "retail only", lines["household_id"].n_unique(), (),
                 "One grocer's receipts: no income, balance, goals or other shops. Whatever needs those stays unknown."),
@@ -313,13 +316,14 @@ class CsvMapping:
     encoding: str | None = None
     skip_lines: int = 0
 
-# %% ../../nbs/data/sources.ipynb #76ab27cf
+# %% ../../nbs/data/sources.ipynb #406f7648
 def mapping_template(name: str, header: list[str], guess: dict[str, str] | None = None) -> str:
     """The text of a mapping file for a file called `name` with these column names, `guess` filled in, the rest as comments."""
     guess = guess or {}
     lines = [f"{role} = {json.dumps(guess[role], ensure_ascii=False)}" if role in guess else f"# {role} = \"\"" for role in ROLES]
     shown = ", ".join(_short(repr(h)) for h in header[:20]) + (", ..." if len(header) > 20 else "")
-    return _TEMPLATE.format(name=_short(name), columns=shown, lines="\n".join(lines), extra="\n".join(f"# {x}" for x in _FORMAT_LINES.values()),
+    return _TEMPLATE.format(name=_short(name), columns=shown, lines="\n".join(lines),
+                            extra="\n".join(f"# {x}" for x in _FORMAT_LINES.values()),
                             categories=" ".join(CATEGORY_ID))
 
 
@@ -550,7 +554,7 @@ def _date_format(texts: pl.Series) -> str:
         raise SourceError(f"no date could be read: {_SETTLE_DATE}")
     return _settle(texts, {form: _days(texts, form) for form in _DAYS}, "dates", _SETTLE_DATE)
 
-# %% ../../nbs/data/sources.ipynb #c548a478
+# %% ../../nbs/data/sources.ipynb #a425faac
 def _to_utc(naive: pl.Expr, zone: str) -> pl.Expr:
     """Naive local times of `zone` as UTC moments."""
     def local(moment):
@@ -571,12 +575,15 @@ def _moments(rows: pl.DataFrame, form: str | None, zone: str) -> pl.DataFrame:
         rows = rows.with_columns(moment.alias("occurred_at"))
         return _mark(rows, ~pl.col("occurred_at").dt.year().is_between(1900, 2200).fill_null(False), "date", "unreadable date")
     rows = rows.with_columns(text.str.extract(_SPLIT, 2).alias("clock"), text.str.extract(_SPLIT, 3).alias("offset"),
-                             _days(rows["date"] if form else rows["date"].str.extract(_SPLIT, 1), form or _date_format(rows["date"])).alias("day"))
+                             _days(rows["date"] if form else rows["date"].str.extract(_SPLIT, 1),
+                                   form or _date_format(rows["date"])).alias("day"))
     rows = _mark(rows, pl.col("day").is_null(), "date", "unreadable date")
     given = pl.coalesce(pl.when(pl.col("time") != "").then("time"), "clock")
     rows = rows.with_columns(pl.coalesce(given.str.to_time(f, strict=False) for f in ("%H:%M:%S%.f", "%H:%M")).alias("at"))
     rows = _mark(rows, given.is_not_null() & pl.col("at").is_null(), "time", "unreadable time")
     naive = pl.col("day").dt.combine(pl.col("at").fill_null(pl.time(0, 0)))
+    if rows["offset"].null_count() == len(rows):
+        return rows.with_columns(_to_utc(naive, zone).alias("occurred_at"))
     exact = pl.concat_str(naive.dt.to_string("%Y-%m-%dT%H:%M:%S%.f"), pl.col("offset").replace("Z", "+0000").str.replace(":", ""))
     aware = exact.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", strict=False, time_unit="us", time_zone="UTC")
     return rows.with_columns(pl.coalesce(aware, _to_utc(naive, zone)).alias("occurred_at"))
@@ -602,7 +609,7 @@ def _minor(text: pl.Expr, decimal: str, digits: int) -> pl.Expr:
     size = (value + 5) // 10
     return pl.when(fits).then(pl.when(text.str.starts_with("-")).then(-size).otherwise(size))
 
-# %% ../../nbs/data/sources.ipynb #6bced686
+# %% ../../nbs/data/sources.ipynb #06ad41b9
 _SETTLE_DECIMAL = 'state the decimal mark in the mapping, e.g.  [format] decimal = ","'
 _SETTLE_SIGN = 'state in the mapping whether that is spending, e.g.  [format] sign = "positive is out"  (or "by category")'
 _LIMIT = 10**9  # major units: more is a mistake in a household's file
@@ -627,9 +634,11 @@ def _amounts(rows: pl.DataFrame, decimal: str | None) -> pl.DataFrame:
     for name in names:
         value, long = pl.col(f"{name}_minor"), pl.col("plain").str.count_matches("[0-9]") > 15
         rows = rows.with_columns(_plain(pl.col(name)).alias("plain"), pl.lit(None, pl.Int64).alias(f"{name}_minor"))
-        for digits, among in ((0, pl.col("currency").is_in([*NO_MINOR])), (3, pl.col("currency").is_in([*THREE_MINOR])), (2, ~pl.col("currency").is_in([*NO_MINOR, *THREE_MINOR]))):
+        for digits, among in ((0, pl.col("currency").is_in([*NO_MINOR])), (3, pl.col("currency").is_in([*THREE_MINOR])),
+                              (2, ~pl.col("currency").is_in([*NO_MINOR, *THREE_MINOR]))):
             if rows.select(among.any()).item():
-                rows = rows.with_columns(pl.when(among).then(_minor(pl.col("plain"), decimal, digits)).otherwise(value).alias(f"{name}_minor"))
+                rows = rows.with_columns(pl.when(among).then(_minor(pl.col("plain"), decimal,
+                                                                    digits)).otherwise(value).alias(f"{name}_minor"))
         rows = _mark(rows, (pl.col(name) != "") & value.is_null() & ~long, name, "unreadable amount")
         rows = _mark(rows, (pl.col(name) != "") & (value.is_null() | (value.abs() > _LIMIT * 100)), name, "absurd amount")
     if "amount" in names:
@@ -719,7 +728,7 @@ def _typed(raw: pl.DataFrame, mapping: CsvMapping, header: list[str], owner: str
     rows = rows.with_columns(_label_ids(rows["category"], mapping.categories).alias("category_id"))
     return _across(_placed(_signed(rows, mapping.sign, stated="amount" not in mapping.columns)))
 
-# %% ../../nbs/data/sources.ipynb #bd39578a
+# %% ../../nbs/data/sources.ipynb #eb84bf82
 def _row_findings(rows: pl.DataFrame, file: str) -> list[Finding]:
     """One finding a field and rule for the rows put aside, with the lines of the first five."""
     bad = rows.filter(pl.col("rule").is_not_null()).sort("row").group_by("field", "rule", maintain_order=True).agg(
@@ -728,29 +737,40 @@ def _row_findings(rows: pl.DataFrame, file: str) -> list[Finding]:
             for name, rule, count, lines in bad.iter_rows()]
 
 
+
+# %% ../../nbs/data/sources.ipynb #b2f86c18
 def _file_findings(good: pl.DataFrame, mapping: CsvMapping, counts: dict[str, int], file: str, as_of: str) -> list[Finding]:
     """What was assumed for a whole file, and what looks odd in the rows that were kept."""
     rows, unplaced, columns = len(good), good.filter(pl.col("unplaced")), mapping.columns
     share = f"{unplaced.height / max(rows, 1):.0%} of rows"
     labels = unplaced.filter(pl.col("category") != "")["category"].value_counts(sort=True)
-    same = good.select(pl.struct("user", "occurred_at", "amount_minor", *(["merchant"] if "merchant" in good.columns else []))).is_duplicated().sum() if "id" not in columns else 0
+    same = good.select(pl.struct("user", "occurred_at", "amount_minor",
+                                 *(["merchant"] if "merchant" in good.columns else []))).is_duplicated().sum() if "id" not in columns else 0
     late = good.filter(pl.col("occurred_at").dt.date().cast(pl.String) > as_of).height if as_of else 0
     long = good.filter(pl.col("merchant").str.len_chars() > 128).height if "merchant" in good.columns else 0
     found = [
         ("note", "", "blank line", counts["blank"], (), "Left out: there is nothing in them."),
-        ("warning", "", "row of several lines", counts["several lines"], (), "Line breaks inside quotes; if the file has none, a quote is misplaced and rows were joined."),
-        ("warning", "category", "unknown category", labels["count"].sum(), tuple(labels["category"].head(5)), f"Uncategorised, or other income where money mostly comes in ({share}). Translate them under [categories]."),
-        ("warning", "category", "no category", unplaced.height - labels["count"].sum(), (), f"Outflows are uncategorised, inflows other income ({share} without a known category)."),
-        ("warning", "time", "unknown zone", 0 if mapping.timezone else rows, (), "Times are taken as UTC: evenings and weekends may be off. State  timezone  in the mapping."),
-        ("warning", "currency", "unknown currency", good.filter(pl.col("currency") == "XXX").height, (), "Stored as XXX with two decimals. State  currency  in the mapping."),
-        ("note", "user", "one person", rows if "user" not in columns and not mapping.user else 0, tuple(good["user"].unique()), "There is no column for the person: all rows belong to one. State  user  in the mapping to name them."),
-        ("warning", "", "repeated row", same, (), "Same person, moment, amount and merchant: kept. If they are duplicates, remove them or map an id."),
+        ("warning", "", "row of several lines", counts["several lines"], (),
+         "Line breaks inside quotes; if the file has none, a quote is misplaced and rows were joined."),
+        ("warning", "category", "unknown category", labels["count"].sum(), tuple(labels["category"].head(5)),
+         f"Uncategorised, or other income where money mostly comes in ({share}). Translate them under [categories]."),
+        ("warning", "category", "no category", unplaced.height - labels["count"].sum(), (),
+         f"Outflows are uncategorised, inflows other income ({share} without a known category)."),
+        ("warning", "time", "unknown zone", 0 if mapping.timezone else rows, (),
+         "Times are taken as UTC: evenings and weekends may be off. State  timezone  in the mapping."),
+        ("warning", "currency", "unknown currency", good.filter(pl.col("currency") == "XXX").height, (),
+         "Stored as XXX with two decimals. State  currency  in the mapping."),
+        ("note", "user", "one person", rows if "user" not in columns and not mapping.user else 0, tuple(good["user"].unique()),
+         "There is no column for the person: all rows belong to one. State  user  in the mapping to name them."),
+        ("warning", "", "repeated row", same, (),
+         "Same person, moment, amount and merchant: kept. If they are duplicates, remove them or map an id."),
         ("note", "date", "after as_of", late, (as_of,), "Kept; nothing that looks back from as_of sees them."),
         ("note", "merchant", "shortened", long, (), "Names are cut at 128 characters."),
     ]
-    return [Finding(severity, file, name, rule, count, examples, advice) for severity, name, rule, count, examples, advice in found if count]
+    return [Finding(severity, file, name, rule, count, examples, advice) for severity, name, rule, count, examples,
+            advice in found if count]
 
-# %% ../../nbs/data/sources.ipynb #b6c44ff1
+# %% ../../nbs/data/sources.ipynb #ff21368f
 def _csv_frames(good: pl.DataFrame, zone: str) -> dict[str, pl.DataFrame]:
     """The tables of the rows that could be read."""
     users = good.group_by("user").agg(pl.col("occurred_at").min().alias("created_at"), pl.col("currency").first()).sort(
@@ -759,7 +779,8 @@ def _csv_frames(good: pl.DataFrame, zone: str) -> dict[str, pl.DataFrame]:
              (("merchant", "merchant"), ("account", "account"), ("id", "external_id")) if c in good.columns]
     rows = good.join(users.select("user", pl.col("id").alias("user_id")), on="user").select(
         "user_id", "occurred_at", "amount_minor", "currency", "category_id", "row", *blank)
-    order = [c for c in ("user_id", "occurred_at", "amount_minor", "category_id", "merchant", "account", "external_id", "row") if c in rows.columns]
+    order = [c for c in ("user_id", "occurred_at", "amount_minor", "category_id", "merchant", "account", "external_id",
+                         "row") if c in rows.columns]
     return _frames(users=users, transactions=rows.sort(order).with_row_index("id", offset=1))
 
 # %% ../../nbs/data/sources.ipynb #1198f535
@@ -791,7 +812,7 @@ def read_csv(path: str | Path, mapping: CsvMapping | str | Path | None = None, a
         raise SourceError(f"{path.name}: {error}{hint}" if path.name not in str(error) else str(error)) from None
     return _csv_source(path.name, raw, rows, mapping, guessed, counts, header, delimiter, as_of)
 
-# %% ../../nbs/data/sources.ipynb #0556fab5
+# %% ../../nbs/data/sources.ipynb #b69da855
 def _columns(header: list[str], mapping: CsvMapping | None) -> tuple[CsvMapping, bool]:
     """The mapping with columns that exist once in `header`, and whether they were guessed."""
     guessed = not (mapping and mapping.columns)
@@ -819,7 +840,8 @@ def _csv_source(name, raw, rows, mapping, guessed, counts, header, delimiter, as
     found = _row_findings(rows, name) + _file_findings(good, mapping, counts, name, as_of)
     if guessed:
         shown = tuple(f"{role} = {column}" for role, column in mapping.columns.items())
-        found.append(Finding("note", name, "", "columns recognised", len(shown), shown, "Taken by their names. Write a mapping to be sure."))
+        found.append(Finding("note", name, "", "columns recognised", len(shown), shown,
+                             "Taken by their names. Write a mapping to be sure."))
     return Source(name, _csv_frames(good, mapping.timezone or "UTC"), findings=tuple(found), rejects=rejects)
 
 # %% ../../nbs/data/sources.ipynb #6201dca4

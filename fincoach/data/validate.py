@@ -227,7 +227,7 @@ def usual_days(counts: pl.DataFrame) -> tuple[date | None, date | None]:
     low, high = jumps.filter(pl.col("upto") <= few)["next"].max(), jumps.filter(pl.col("upto") >= total - few)["day"].min()
     return low or days[0], high or days[-1]
 
-# %% ../../nbs/data/validate.ipynb #6a2c9ee9
+# %% ../../nbs/data/validate.ipynb #0bd96544
 @dataclass(frozen=True)
 class _Survey:
     """What one pass over the transactions found."""
@@ -245,10 +245,11 @@ def _on_own_clock(moves: pl.DataFrame, users: pl.DataFrame, kinds: pl.DataFrame)
     at, zones = pl.col("occurred_at"), moves["timezone"].drop_nulls().unique().sort()
     local = pl.coalesce(*(pl.when(pl.col("timezone") == z).then(at.dt.convert_time_zone(z).dt.replace_time_zone(None)) for z in zones),
                         at.dt.replace_time_zone(None))
-    return (moves.with_columns(local.alias("local")).with_columns(pl.col("local").dt.date().alias("day"), (pl.col("local").dt.time() != time(0)).alias("timed"))
+    return (moves.with_columns(local.alias("local")).with_columns(pl.col("local").dt.date().alias("day"),
+                                                                  (pl.col("local").dt.time() != time(0)).alias("timed"))
             .join(kinds, on="category_id", how="left"))
 
-
+# %% ../../nbs/data/validate.ipynb #98384759
 def _by_person(moves: pl.DataFrame) -> pl.DataFrame:
     """One row a user of a block of whole people."""
     same = pl.struct("occurred_at", "amount_minor", "category_id", "merchant")
@@ -265,7 +266,7 @@ def _flows(moves: pl.DataFrame, key: str) -> pl.DataFrame:
     return moves.group_by(key).agg(pl.len().alias("rows"), pl.col("user_id").n_unique().alias("people"),
                                    -amount.filter(amount < 0).sum().alias("out"), amount.filter(amount > 0).sum().alias("into"))
 
-
+# %% ../../nbs/data/validate.ipynb #20126878
 def _survey(data, rows: int = 1_000_000) -> _Survey:
     """A `_Survey` of `data`, block by block."""
     users = scan(data, "users").select("id", "currency", "timezone").collect()
@@ -276,7 +277,8 @@ def _survey(data, rows: int = 1_000_000) -> _Survey:
         parts.append((_by_person(own), _flows(own, "day"), _flows(own, "category_id"), unusual(moves, kinds, usual)))
         nulls = {c: n + moves[c].null_count() for c, n in nulls.items()}
     people, days, categories, outliers = (pl.concat(frames) for frames in zip(*parts, strict=True))
-    days, categories = (f.group_by(k).agg(pl.col("rows", "people", "out", "into").sum()).sort(k) for f, k in ((days, "day"), (categories, "category_id")))
+    days = days.group_by("day").agg(pl.col("rows", "people", "out", "into").sum()).sort("day")
+    categories = categories.group_by("category_id").agg(pl.col("rows", "people", "out", "into").sum()).sort("category_id")
     excess = pl.col("amount_minor").abs() - pl.col("typical")
     return _Survey(people.sort("user_id"), days, categories, outliers.sort(excess, "id", descending=[True, False]), nulls)
 
@@ -310,7 +312,7 @@ def merge_names(counts: pl.DataFrame) -> pl.DataFrame:
             .with_columns(pl.col("tidy").first().over("key").alias("clean"))
             .filter(pl.col("clean") != pl.col("name")).select("name", "clean", "rows").sort("clean", "name"))
 
-# %% ../../nbs/data/validate.ipynb #85d43d49
+# %% ../../nbs/data/validate.ipynb #d83872a2
 _NAMES = {"transactions": ("merchant",), "user_profiles": ("region", "income_bracket"), "products": ("department", "brand")}
 
 
@@ -325,7 +327,7 @@ class Cleaned:
     changes: pl.DataFrame = field(repr=False)
     findings: tuple[Finding, ...] = field(repr=False)
 
-
+# %% ../../nbs/data/validate.ipynb #4f250a8e
 class DataValidator:
     """Judges a snapshot or a dict of frames as of a day (default: the last day that belongs to the data).
 
@@ -347,6 +349,12 @@ class DataValidator:
     def as_of(self) -> date:
         """The day the data are judged from; 1970-01-01 if there is no transaction at all."""
         return self._as_of or usual_days(self.survey.days)[1] or date(1970, 1, 1)
+
+    @cached_property
+    def flows(self) -> pl.DataFrame:
+        """Rows, people and money of each known category: category_id, rows, people, out, into (minor units), name, kind."""
+        known = scan(self.data, "categories").select(pl.col("id").alias("category_id"), "name", "kind").collect()
+        return self.survey.categories.join(known, on="category_id", maintain_order="left")
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -372,7 +380,7 @@ class DataValidator:
         """The data in numbers: people, transactions, first and last day, currencies, rows a person, silence."""
         return _summary(self)
 
-# %% ../../nbs/data/validate.ipynb #db4f2081
+# %% ../../nbs/data/validate.ipynb #ca23536d
 def _missing(of: DataValidator) -> list[Finding]:
     """Values that must be there and are not."""
     needed = [c.name for c in TABLES["transactions"].columns if not c.nullable]
@@ -389,8 +397,10 @@ def _parents(of: DataValidator) -> list[Finding]:
     users = scan(of.data, "users").select("id", "external_id").collect()
     idle = users.filter(~pl.col("id").is_in(people["user_id"].drop_nulls().implode()))
     return [
-        Finding("error", "transactions", "user_id", "unknown person", lost["rows"].sum(), of.named(lost), "The user is not in users: load the users too."),
-        Finding("error", "transactions", "category_id", "unknown category", odd["rows"].sum(), tuple(odd["category_id"].head(3)), "The category is not in categories: add it with its kind."),
+        Finding("error", "transactions", "user_id", "unknown person", lost["rows"].sum(), of.named(lost),
+                "The user is not in users: load the users too."),
+        Finding("error", "transactions", "category_id", "unknown category", odd["rows"].sum(), tuple(odd["category_id"].head(3)),
+                "The category is not in categories: add it with its kind."),
         Finding("note", "users", "", "no transactions", len(idle), tuple(idle["external_id"].head(3)), "They cannot be learned from."),
     ]
 
@@ -401,9 +411,12 @@ def _repeats(of: DataValidator) -> list[Finding]:
     twice, other = people.filter(pl.col("repeated") > 0), people.filter(pl.col("other_currency") > 0)
     total, all_rows = twice["repeated"].sum(), people["rows"].sum()
     return [
-        Finding("warning" if total > all_rows / 100 else "note", "transactions", "", "repeated row", total, of.named(twice.sort("repeated", "user_id", descending=[True, False])),
-                f"Same person, moment, amount, category and merchant as another row ({total / max(all_rows, 1):.2%}). Two coffees, or one import done twice?"),
-        Finding("error", "transactions", "currency", "not the person's", other["other_currency"].sum(), of.named(other), "Sums would mix currencies: convert the amounts, or split the person."),
+        Finding("warning" if total > all_rows / 100 else "note", "transactions", "", "repeated row", total,
+                of.named(twice.sort("repeated", "user_id", descending=[True, False])),
+                f"Same person, moment, amount, category and merchant as another row ({total / max(all_rows, 1):.2%}). Two coffees, or one "
+                f"import done twice?"),
+        Finding("error", "transactions", "currency", "not the person's", other["other_currency"].sum(), of.named(other),
+                "Sums would mix currencies: convert the amounts, or split the person."),
     ]
 
 # %% ../../nbs/data/validate.ipynb #768347ab
@@ -423,7 +436,7 @@ def holes(days: pl.DataFrame, first: date, last: date) -> pl.DataFrame:
     return pl.DataFrame([(r[0], r[-1], len(r)) for r in runs], schema={"start": pl.Date, "end": pl.Date, "length": pl.Int64},
                         orient="row").sort("length", "start", descending=[True, False])
 
-# %% ../../nbs/data/validate.ipynb #6055328a
+# %% ../../nbs/data/validate.ipynb #ff6f6282
 def _time(of: DataValidator) -> list[Finding]:
     """Holes, silence, strays and rows after the day of judgement."""
     days, people, as_of = of.survey.days, of.survey.people, of.as_of
@@ -437,27 +450,38 @@ def _time(of: DataValidator) -> list[Finding]:
     gone = people.filter((pl.lit(as_of) - pl.col("last")).dt.total_days() > GONE)
     share = len(silent) / max(len(people), 1)
     return [
-        Finding("error", "transactions", "occurred_at", "far from the rest", stray["rows"].sum(), tuple(map(str, stray["day"].head(3))), "More than a year from all other rows: a mistyped year or a default date. They would move the day that everything looks back from."),
-        Finding("warning", "transactions", "occurred_at", "after the day of judgement", later["rows"].sum(), tuple(map(str, later["day"].head(3))), f"Nothing that looks back from {as_of} sees them."),
-        Finding("warning", "transactions", "occurred_at", "hole", empty["length"].sum(), tuple(f"{a} to {b}" for a, b in empty.select("start", "end").head(3).iter_rows()), "Days on which nobody has a row: is a part of the import missing?"),
-        Finding("warning" if share > 0.5 else "note", "transactions", "occurred_at", "silence", len(silent), of.named(silent), f"People with four weeks or more without a row ({share:.0%}): they were away, or another account was used."),
-        Finding("note", "transactions", "occurred_at", "fell silent", len(gone), of.named(gone), f"No row in the last {GONE} days before {as_of}: they may have left."),
+        Finding("error", "transactions", "occurred_at", "far from the rest", stray["rows"].sum(), tuple(map(str, stray["day"].head(3))),
+                "More than a year from all other rows: a mistyped year or a default date. They would move the day that everything looks "
+                "back from."),
+        Finding("warning", "transactions", "occurred_at", "after the day of judgement", later["rows"].sum(),
+                tuple(map(str, later["day"].head(3))), f"Nothing that looks back from {as_of} sees them."),
+        Finding("warning", "transactions", "occurred_at", "hole", empty["length"].sum(),
+                tuple(f"{a} to {b}" for a, b in empty.select("start", "end").head(3).iter_rows()),
+                "Days on which nobody has a row: is a part of the import missing?"),
+        Finding("warning" if share > 0.5 else "note", "transactions", "occurred_at", "silence", len(silent), of.named(silent),
+                f"People with four weeks or more without a row ({share:.0%}): they were away, or another account was used."),
+        Finding("note", "transactions", "occurred_at", "fell silent", len(gone), of.named(gone),
+                f"No row in the last {GONE} days before {as_of}: they may have left."),
     ]
 
-
+# %% ../../nbs/data/validate.ipynb #feb77023
 def _signs(of: DataValidator) -> list[Finding]:
     """Money that goes the wrong way for its kind, zero amounts, and how much is uncategorised."""
-    flows = of.survey.categories.join(scan(of.data, "categories").select(pl.col("id").alias("category_id"), "name", "kind").collect(), on="category_id")
+    flows = of.flows
     spent = flows.filter(pl.col("kind").is_in(["essential", "discretionary", "debt", "fee"]))
     backwards = spent.filter(pl.col("into") > pl.col("out"))
     negative = flows.filter((pl.col("kind") == "income") & (pl.col("out") > pl.col("into")))
     other = flows.filter(pl.col("category_id") == CATEGORY_ID["uncategorised"])["rows"].sum()
     share, zero = other / max(flows["rows"].sum(), 1), of.survey.days["rows"].sum() - _nonzero(of.data)
     return [
-        Finding("warning", "transactions", "amount_minor", "spending that comes in", backwards["rows"].sum(), tuple(backwards["name"].head(3)), "In these categories more money comes in than goes out, so it reads as refunds: is the sign right?"),
-        Finding("warning", "transactions", "amount_minor", "income that goes out", negative["rows"].sum(), tuple(negative["name"].head(3)), "In these categories more money goes out than comes in: is the sign right?"),
+        Finding("warning", "transactions", "amount_minor", "spending that comes in", backwards["rows"].sum(),
+                tuple(backwards["name"].head(3)),
+                "In these categories more money comes in than goes out, so it reads as refunds: is the sign right?"),
+        Finding("warning", "transactions", "amount_minor", "income that goes out", negative["rows"].sum(), tuple(negative["name"].head(3)),
+                "In these categories more money goes out than comes in: is the sign right?"),
         Finding("note", "transactions", "amount_minor", "zero", zero, (), "They move no money, but count as transactions."),
-        Finding("warning", "transactions", "category_id", "uncategorised", other if share > 0.2 else 0, (), f"{share:.0%} of rows: what people spend on cannot be told. Translate the labels in the mapping."),
+        Finding("warning", "transactions", "category_id", "uncategorised", other if share > 0.2 else 0, (),
+                f"{share:.0%} of rows: what people spend on cannot be told. Translate the labels in the mapping."),
     ]
 
 
@@ -465,7 +489,7 @@ def _nonzero(data) -> int:
     """How many transactions have an amount other than zero, or none at all."""
     return scan(data, "transactions").select((pl.col("amount_minor") != 0).fill_null(True).sum()).collect(engine="streaming").item()
 
-# %% ../../nbs/data/validate.ipynb #420a73f5
+# %% ../../nbs/data/validate.ipynb #fd8b118d
 def _merge_categories(data) -> tuple[pl.DataFrame, dict[int, int], list[Finding]]:
     """The categories with one row a name, the ids that move to another, and findings."""
     rows = scan(data, "categories").select("id", "name", "kind").collect().sort("id")
@@ -473,8 +497,10 @@ def _merge_categories(data) -> tuple[pl.DataFrame, dict[int, int], list[Finding]
     rows = rows.with_columns(pl.col("id").first().over("key").alias("to"), (pl.col("kind").n_unique().over("key") > 1).alias("torn"))
     moved = rows.filter((pl.col("to") != pl.col("id")) & ~pl.col("torn"))
     torn = rows.filter(pl.col("torn"))
-    found = [Finding("note", "categories", "name", "merged", len(moved), tuple(moved["name"].head(3)), "They differ in spelling only; their transactions moved to the first."),
-             Finding("error", "categories", "name", "two kinds", len(torn), tuple(torn["name"].head(3)), "The same name with different kinds: decide which kind it is.")]
+    found = [Finding("note", "categories", "name", "merged", len(moved), tuple(moved["name"].head(3)),
+                     "They differ in spelling only; their transactions moved to the first."),
+             Finding("error", "categories", "name", "two kinds", len(torn), tuple(torn["name"].head(3)),
+                     "The same name with different kinds: decide which kind it is.")]
     kept = rows.filter(~pl.col("id").is_in(moved["id"].implode())).select("id", "name", "kind")
     return kept, dict(moved.select("id", "to").iter_rows()), [f for f in found if f.count]
 
@@ -482,14 +508,16 @@ def _merge_categories(data) -> tuple[pl.DataFrame, dict[int, int], list[Finding]
 def _clean(data) -> Cleaned:
     """One spelling a name in all tables of `data` that have names."""
     categories, moved, found = _merge_categories(data)
-    tables = {"categories": categories.lazy(), "transactions": scan(data, "transactions").with_columns(pl.col("category_id").replace(moved))}
+    tables = {"categories": categories.lazy(),
+              "transactions": scan(data, "transactions").with_columns(pl.col("category_id").replace(moved))}
     changes = []
     for name, columns in _NAMES.items():
         lazy = tables[name] if name in tables else scan(data, name) if _has(data, name) else pl.LazyFrame()
         for column in set(columns) & set(lazy.collect_schema().names()):
             merged = merge_names(lazy.select(pl.col(column).alias("name")).group_by("name").agg(pl.len().alias("rows")).collect(engine="streaming"))
             changes.append(merged.select(pl.lit(name).alias("table"), pl.lit(column).alias("field"), "name", "clean", "rows"))
-            found += [Finding("note", name, column, "merged", len(merged), tuple(merged["name"].head(3)), "They differ in spelling only; the most frequent spelling stays.")] * bool(len(merged))
+            found += [Finding("note", name, column, "merged", len(merged), tuple(merged["name"].head(3)),
+                              "They differ in spelling only; the most frequent spelling stays.")] * bool(len(merged))
             lazy = lazy.with_columns(pl.col(column).replace(dict(merged.select("name", "clean").iter_rows())))
         if lazy.collect_schema().names():
             tables[name] = lazy
@@ -516,7 +544,7 @@ def _summary(of: DataValidator) -> dict:
         "longest_silence_days": int(people["longest_gap"].max() or 0), "outliers": len(of.survey.outliers),
     }
 
-# %% ../../nbs/data/validate.ipynb #fe07c7b3
+# %% ../../nbs/data/validate.ipynb #22a51690
 @dataclass(frozen=True)
 class QualityReport(Card):
     """The judgement of a data set as of a day; shows itself, and is saved as a page with `save(folder)`."""
@@ -559,7 +587,8 @@ class QualityReport(Card):
 
     def to_dict(self) -> dict:
         """Verdict, summary and findings as plain values."""
-        return plain({"as_of": self.as_of, "headline": self.headline, "enough": self.gate.passed, "sentence": self.gate.sentence, "summary": self.summary,
+        return plain({"as_of": self.as_of, "headline": self.headline, "enough": self.gate.passed, "sentence": self.gate.sentence,
+                      "summary": self.summary,
                       "findings": [vars(f) for f in self.findings], "filled": self.filled, "outliers": len(self.outliers)})
 
     def save(self, path: str | Path) -> Path:
@@ -570,10 +599,12 @@ class QualityReport(Card):
         super().save(path / "quality.json")
         return write(path / "quality.html", page("Data quality", Html(f"<h1>Data quality</h1>{self.card_body()}")))
 
-# %% ../../nbs/data/validate.ipynb #2fa13c58
+# %% ../../nbs/data/validate.ipynb #cf00fda2
 _COST = {
-    "income": "savings rate and payday effects stay unknown", "opening balance": "reserves and low balances stay unknown", "goals": "goal progress stays unknown",
-    "time of day": "evenings and bursts stay unknown", "merchant": "shops cannot be told apart", "category": "kinds of spending cannot be told apart", "profile": "groups cannot be compared",
+    "income": "savings rate and payday effects stay unknown", "opening balance": "reserves and low balances stay unknown",
+    "goals": "goal progress stays unknown",
+    "time of day": "evenings and bursts stay unknown", "merchant": "shops cannot be told apart",
+    "category": "kinds of spending cannot be told apart", "profile": "groups cannot be compared",
 }
 
 
@@ -581,9 +612,10 @@ def _filled(of: DataValidator) -> pl.DataFrame:
     """The share of people or rows for whom each optional thing is known, and what its absence costs."""
     people, rows = of.survey.people, max(of.survey.people["rows"].sum(), 1)
     users = max(len(people), 1)
-    flows = of.survey.categories.join(scan(of.data, "categories").select(pl.col("id").alias("category_id"), "name").collect(), on="category_id")
+    flows = of.flows
     profiles = scan(of.data, "user_profiles").collect() if _has(of.data, "user_profiles") else pl.DataFrame()
-    goals = scan(of.data, "financial_goals").select(pl.col("user_id").n_unique()).collect().item() if _has(of.data, "financial_goals") else 0
+    goals = scan(of.data, "financial_goals").select(pl.col("user_id").n_unique()).collect().item() if _has(of.data,
+                                                                                                           "financial_goals") else 0
     balances = profiles["opening_balance_minor"].count() if "opening_balance_minor" in profiles.columns else 0
     unplaced = flows.filter(pl.col("category_id") == CATEGORY_ID["uncategorised"])["rows"].sum()
     shares = {
@@ -597,12 +629,14 @@ def _filled(of: DataValidator) -> pl.DataFrame:
 
 def _category_table(of: DataValidator) -> pl.DataFrame:
     """Categories by number of rows: category, kind, people, rows and their share, spending share."""
-    flows = of.survey.categories.join(scan(of.data, "categories").select(pl.col("id").alias("category_id"), "name", "kind").collect(), on="category_id")
-    spent = pl.when(pl.col("kind").is_in(["essential", "discretionary", "debt", "fee"])).then(pl.max_horizontal(pl.col("out") - pl.col("into"), 0))
-    return flows.sort("rows", descending=True).select(pl.col("name").alias("category"), "kind", "people", "rows", (pl.col("rows") / pl.col("rows").sum()).alias("of rows"),
+    flows = of.flows
+    spent = pl.when(pl.col("kind").is_in(["essential", "discretionary", "debt",
+                                          "fee"])).then(pl.max_horizontal(pl.col("out") - pl.col("into"), 0))
+    return flows.sort("rows", descending=True).select(pl.col("name").alias("category"), "kind", "people", "rows",
+                                                      (pl.col("rows") / pl.col("rows").sum()).alias("of rows"),
                                                       (spent / spent.sum()).alias("of spending"))
 
-# %% ../../nbs/data/validate.ipynb #c3710db0
+# %% ../../nbs/data/validate.ipynb #de5ddd24
 def quality_report(data, as_of: date | None = None, findings: tuple[Finding, ...] = (), min_history_days: int = 90,
                    min_transactions: int = 30, min_people: int = 50) -> QualityReport:
     """Everything above on a snapshot or frames, as one card. `findings` are those of the source, shown with the others.
@@ -615,8 +649,10 @@ def quality_report(data, as_of: date | None = None, findings: tuple[Finding, ...
     gate = minimum_data(data, of.as_of, min_history_days, min_transactions, min_people)
     names = scan(data, "users").select(pl.col("id").alias("user_id"), pl.col("external_id").alias("person")).collect()
     kinds = scan(data, "categories").select(pl.col("id").alias("category_id"), pl.col("name").alias("category")).collect()
-    odd = of.detect_outliers().join(names, on="user_id", how="left", maintain_order="left").join(kinds, on="category_id", how="left", maintain_order="left")
-    return QualityReport(of.as_of, of.generate_data_summary(), gate, tuple(found), _filled(of), of.survey.days, of.survey.people, _category_table(of), odd)
+    odd = of.detect_outliers().join(names, on="user_id", how="left", maintain_order="left").join(kinds, on="category_id", how="left",
+                                                                                                 maintain_order="left")
+    return QualityReport(of.as_of, of.generate_data_summary(), gate, tuple(found), _filled(of), of.survey.days, of.survey.people,
+                         _category_table(of), odd)
 
 
 def _outlier_findings(of: DataValidator) -> list[Finding]:
@@ -636,7 +672,7 @@ def money(minor: int, currency: str | None) -> str:
     digits = 0 if currency in NO_MINOR else 3 if currency in THREE_MINOR else 2
     return f"{minor / 10**digits:,.{digits}f} {currency or ''}".strip()
 
-# %% ../../nbs/data/validate.ipynb #ebe440d3
+# %% ../../nbs/data/validate.ipynb #02ae2604
 def _section(title: str, *parts) -> Html:
     """A heading and its parts."""
     return join([Html(f"<h2>{html(title)}</h2>"), *parts])
@@ -650,7 +686,8 @@ def _cover(of: QualityReport) -> Html:
     numbers = {"People": f"{s['people']:,}", "Ready to learn from": f"{len(of.gate.user_ids):,}", "Transactions": f"{s['transactions']:,}",
                "From": s["first_day"] or "–", "To": s["last_day"] or "–", "Currency": currencies or "–"}
     per = s["transactions_per_person"]
-    notes = {"Transactions": f"{per['50%']:,} for the median person" if per else "", "Ready to learn from": f"{len(of.gate.user_ids) / max(s['people'], 1):.0%} of all",
+    notes = {"Transactions": f"{per['50%']:,} for the median person" if per else "",
+             "Ready to learn from": f"{len(of.gate.user_ids) / max(s['people'], 1):.0%} of all",
              "To": f"judged as of {of.as_of}"}
     return join([callout(of.gate.sentence, tone, f"{of.headline[:1].upper()}{of.headline[1:]}. "), facts(numbers, notes)])
 
@@ -659,9 +696,13 @@ def _what_to_do(of: QualityReport) -> Html:
     """The findings, the worst first."""
     if not of.findings:
         return _section("What to do", prose("Nothing: no check found anything."))
-    rows = [{"severity": badge(f.severity, f.severity), "what": join([Html(f"<strong>{html(f.rule)}</strong><br>"), f"{f.table} · {f.field}" if f.field else f.table]),
-             "count": f.count, "what to do": f.advice + (f" For example {', '.join(_cut(e, 40) for e in f.examples[:3])}." if f.examples else "")} for f in of.findings]
-    return _section("What was found, and what to do", table(rows, {"severity": "", "what": "What and where", "count": "How many", "what to do": "What to do"}, {"count": ",d", "severity": html, "what": html}))
+    rows = [{"severity": badge(f.severity, f.severity),
+             "what": join([Html(f"<strong>{html(f.rule)}</strong><br>"), f"{f.table} · {f.field}" if f.field else f.table]),
+             "count": f.count,
+             "what to do": f.advice + (f" For example {', '.join(_cut(e, 40) for e in f.examples[:3])}." if f.examples else "")} for f in of.findings]
+    return _section("What was found, and what to do",
+                    table(rows, {"severity": "", "what": "What and where", "count": "How many", "what to do": "What to do"},
+                          {"count": ",d", "severity": html, "what": html}))
 
 
 def _cut(text, limit: int) -> str:
@@ -669,7 +710,7 @@ def _cut(text, limit: int) -> str:
     text = " ".join(str(text).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
-# %% ../../nbs/data/validate.ipynb #a2dd044a
+# %% ../../nbs/data/validate.ipynb #91a5f14b
 def _weeks(days: pl.DataFrame, first: date, last: date) -> pl.DataFrame:
     """Rows a week (of seven days from `first`) and the mean number of people a day, whole weeks only; days without rows count."""
     every = pl.DataFrame({"day": pl.date_range(first, last, "1d", eager=True)}).join(days, on="day", how="left").fill_null(0)
@@ -700,11 +741,14 @@ def _when(of: QualityReport) -> Html:
     empty = holes(of.days, first, last)
     said = f"{empty['length'].sum()} days without any transaction" if len(empty) else "No day is without a transaction"
     said = said.replace("1 days", "1 day") if len(empty) == 1 and empty["length"][0] == 1 else said
-    shown = "" if not len(empty) else ": " + ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in empty.select("start", "end").head(5).iter_rows())
-    return _section("Is a part of the time missing?", chart(draw, f"Transactions a week and people a day, {first} to {last}", height=260, columns=2, width=960),
-                    prose(f"{said}{shown}{' and others' if len(empty) > 5 else ''}. A sudden step in either line is a change in the import, not in people."))
+    shown = "" if not len(empty) else ": " + ", ".join(str(a) if a == b else f"{a} to {b}" for a,
+                                                       b in empty.select("start", "end").head(5).iter_rows())
+    return _section("Is a part of the time missing?",
+                    chart(draw, f"Transactions a week and people a day, {first} to {last}", height=260, columns=2, width=960),
+                    prose(f"{said}{shown}{' and others' if len(empty) > 5 else ''}. A sudden step in either line is a change in the "
+                          f"import, not in people."))
 
-# %% ../../nbs/data/validate.ipynb #ec4571a2
+# %% ../../nbs/data/validate.ipynb #30428716
 def _who(of: QualityReport) -> Html:
     """Transactions a person, silence, and who lacks what."""
     rows, gaps = of.people["rows"].to_numpy(), of.people["longest_gap"].to_numpy()
@@ -723,30 +767,36 @@ def _who(of: QualityReport) -> Html:
             axis.set_ylabel("people")
 
     lacking = of.gate.lacking
-    shown = table(lacking.sort("days", "transactions", descending=True).head(8), {"external_id": "Person", "days": "Days of history", "transactions": "", "lacks": "What is missing"},
-                  caption=f"The {min(8, len(lacking))} closest of the {len(lacking):,} people who are left out of training") if len(lacking) else prose("Nobody is left out of training.")
-    return _section("Who is in the data?", chart(draw, "Transactions a person, and the longest silence of a person", height=260, columns=2, width=960), shown)
+    everybody = prose("Nobody is left out of training.")
+    shown = everybody if not len(lacking) else table(lacking.sort("days", "transactions", descending=True).head(8),
+                  {"external_id": "Person", "days": "Days of history", "transactions": "", "lacks": "What is missing"},
+                  caption=f"The {min(8, len(lacking))} closest of the {len(lacking):,} people who are left out of training")
+    return _section("Who is in the data?",
+                    chart(draw, "Transactions a person, and the longest silence of a person", height=260, columns=2, width=960), shown)
 
-
+# %% ../../nbs/data/validate.ipynb #1cd9d413
 def _what(of: QualityReport) -> Html:
     """What is known, and the categories."""
     known = table(of.filled, formats={"known": ".0%"}, bars=("known",))
-    share = of.categories.head(15)
-    more = len(of.categories) - len(share)
-    return join([_section("What is known?", known), _section("What is it spent on?", table(
-        share, formats={"of rows": ".1%", "of spending": ".1%", "rows": ",d", "people": ",d"}, bars=("of spending",),
-        footnote=f"The {len(share)} categories with most transactions" + (f", of {more + len(share)}" if more else "") + ". Spending is what went out less refunds; income, savings and transfers are none."))])
+    note = (f"The {min(15, len(of.categories))} categories with most transactions, of {len(of.categories)}. Spending is what went out "
+            "less refunds; income, savings and transfers are none.")
+    spent = table(of.categories.head(15), formats={"of rows": ".1%", "of spending": ".1%", "rows": ",d", "people": ",d"},
+                  bars=("of spending",), footnote=note)
+    return join([_section("What is known?", known), _section("What is it spent on?", spent)])
 
 
 def _odd(of: QualityReport) -> Html:
     """The outliers."""
     if not len(of.outliers):
         return _section("Unusual amounts", prose("None."))
-    rows = [{"person": r["person"], "day": r["occurred_at"].date(), "category": r["category"], "merchant": r["merchant"], "amount": money(r["amount_minor"], r["currency"]),
-             "usually": money(r["typical"], r["currency"]), "times": abs(r["amount_minor"]) / max(r["typical"], 1), "score": r["score"], "among all": r["everybody"]}
+    rows = [{"person": r["person"], "day": r["occurred_at"].date(), "category": r["category"], "merchant": r["merchant"],
+             "amount": money(r["amount_minor"], r["currency"]),
+             "usually": money(r["typical"], r["currency"]), "times": abs(r["amount_minor"]) / max(r["typical"], 1), "score": r["score"],
+             "among all": r["everybody"]}
             for r in of.outliers.head(12).iter_rows(named=True)]
     return _section("Unusual amounts", table(rows, formats={"score": ".1f", "among all": ".1f", "times": "{:,.0f}×"}, footnote=(
-        f"The {len(rows)} most above the usual, of {len(of.outliers):,}. Usually: the person's median for that kind of flow. Score: robust standard deviations of the logarithm from "
+        f"The {len(rows)} most above the usual, of {len(of.outliers):,}. Usually: the person's median for that kind of flow. Score: "
+        f"robust standard deviations of the logarithm from "
         f"the person's own median (flagged above {PERSON_SCORE:g}); among all: from everybody's (above {EVERYBODY_SCORE:g}).")))
 
 
