@@ -378,6 +378,7 @@ def test_verdict_comes_first_and_code_is_folded():
     page = render(notebook(shown, section))
     assert audit(page) == []
     assert page.index("Promote") < page.index("Retrain")
+    assert page.count("<h1") == 1
     assert page.count("Every deciding gate passed") == 1
     assert page.count("<style>") == 1
     assert page.count("<details><summary>Code (cell") == 2

@@ -107,16 +107,17 @@ def _cell(cell, number: int) -> Html:
     outputs = join(_output(o) for o in cell.get("outputs", []) if MIME not in o.get("data", {}))
     return Html(f"<details{' open' * given}><summary>{title}</summary><pre><code>{html(cell.source)}</code></pre></details>{outputs}")
 
-# %% ../../nbs/evaluate/publish.ipynb #218e2d13
+# %% ../../nbs/evaluate/publish.ipynb #6faaf855
 _HEADING = re.compile(r"<h([12])(?:\s[^>]*)?>(.*?)</h\1>", flags=re.S)
 
 
-def _numbered(body: str) -> tuple[Html, list[tuple[str, str]]]:
-    """`body` with an id in every heading of the first two levels, and the (id, text) pairs of the second, or of both without any."""
+def _numbered(body: str, below: bool) -> tuple[Html, list[tuple[str, str]]]:
+    """`body` with an id in every heading of the first two levels, and (id, text) of the second. `below`: a cover has the first."""
     found: list[tuple[str, str, str]] = []
 
     def name(match: re.Match) -> str:
         level, inner = match.groups()
+        level = "2" if below else level
         text = re.sub(r"<[^>]*>|¶", "", inner).strip()
         found.append((level, f"s{len(found) + 1}", text))
         return f'<h{level} id="{found[-1][1]}">{inner.replace("¶", "")}</h{level}>'
@@ -130,7 +131,7 @@ def _cover_of(notebook) -> dict | None:
     covers = [o.data[MIME] for c in notebook.cells for o in c.get("outputs", []) if MIME in o.get("data", {})]
     return covers[-1] if covers else None
 
-# %% ../../nbs/evaluate/publish.ipynb #c28cfb89
+# %% ../../nbs/evaluate/publish.ipynb #51f2c6fb
 def render(notebook, title: str = "", notes: str = "") -> str:
     """The executed `notebook` (a notebook node) as a page that needs nothing else; `notes` are the footer.
 
@@ -140,13 +141,14 @@ def render(notebook, title: str = "", notes: str = "") -> str:
 
     failed, cover = failure(notebook), _cover_of(notebook)
     title = title or next((c.source.lstrip("# ").split("\n")[0] for c in notebook.cells if c.cell_type == "markdown"), "Report")
-    body, contents = _numbered(join(_cell(c, i) for i, c in enumerate(notebook.cells, start=1)))
+    body, contents = _numbered(join(_cell(c, i) for i, c in enumerate(notebook.cells, start=1)), below=bool(failed or cover))
     contents = [(i, unescape(text)) for i, text in contents]
+    below = Html(f'<div class="fc-section">{body}</div>')
     if failed:
-        head = Html(f'<header id="verdict"><h1>{html(title)}: failed</h1>{failed.card_body()}</header><h2>What ran until then</h2>')
-        return page(f"{title}: failed", head + body, [("verdict", "Failure"), *contents], notes)
+        head = Html(f'<header id="verdict"><h1>{html(title)}: failed</h1>{failed.card_body()}</header><h3>What ran until then</h3>')
+        return page(f"{title}: failed", head + below, [("verdict", "Failure"), *contents], notes)
     if cover:
-        return page(f"{cover['title']}: {cover['verdict']['decision']}", show_cover(cover) + body, [("verdict", "Verdict"), *contents], notes)
+        return page(f"{cover['title']}: {cover['verdict']['decision']}", show_cover(cover) + below, [("verdict", "Verdict"), *contents], notes)
     return page(title, body, contents, notes)
 
 
