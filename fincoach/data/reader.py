@@ -43,7 +43,7 @@ if __name__ == "__main__" and "--send" in sys.argv:
     except Exception as error:
         sys.exit(" ".join(str(error).split()))
 
-# %% ../../nbs/data/reader.ipynb #f74c9219
+# %% ../../nbs/data/reader.ipynb #838b7b4c
 @contextmanager
 def streams(path: str | Path, statements: list[str]):
     """Inside `with`: an iterator of one Arrow `RecordBatchReader` a statement on the SQLite file; read each to its end in turn.
@@ -64,8 +64,8 @@ def streams(path: str | Path, statements: list[str]):
         except BaseException as error:
             process.kill()
             words = process.stderr.read().decode(errors="replace").strip()
-            if words and isinstance(error, OSError | pa.ArrowException):
-                raise OSError(words) from error
+            if isinstance(error, pa.ArrowException) or (words and isinstance(error, OSError)):
+                raise OSError(words or f"reading broke off: {error}") from error
             raise
         words = process.stderr.read().decode(errors="replace").strip()
         if process.wait():
