@@ -32,7 +32,7 @@ WIDTH = {f.name: 0.1 if f.scale == "linear" else 0.5 for f in FEATURES}
 
 def arrows():
     """The five patterns as rows of z over the behavioural features."""
-    return np.array([[dict((t.feature, t.strength) for t in p).get(f.name, 0.0) for f in BEHAVIOUR] for p in PROTOTYPES.values()])
+    return np.array([[{t.feature: t.strength for t in p}.get(f.name, 0.0) for f in BEHAVIOUR] for p in PROTOTYPES.values()])
 
 
 def crowd(n=400, noise=0.6, seed=0, z=None):
