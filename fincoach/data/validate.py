@@ -710,7 +710,7 @@ def _cut(text, limit: int) -> str:
     text = " ".join(str(text).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
-# %% ../../nbs/data/validate.ipynb #91a5f14b
+# %% ../../nbs/data/validate.ipynb #c2c659a1
 def _weeks(days: pl.DataFrame, first: date, last: date) -> pl.DataFrame:
     """Rows a week (of seven days from `first`) and the mean number of people a day, whole weeks only; days without rows count."""
     every = pl.DataFrame({"day": pl.date_range(first, last, "1d", eager=True)}).join(days, on="day", how="left").fill_null(0)
@@ -721,12 +721,11 @@ def _weeks(days: pl.DataFrame, first: date, last: date) -> pl.DataFrame:
 
 def _when(of: QualityReport) -> Html:
     """Coverage over time: rows and people, and holes."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
     first, last = of.summary["first_day"], of.summary["last_day"]
     if first is None:
         return Html("")
     weeks = _weeks(of.days.drop_nulls("day"), first, last)
+    ticks = [weeks["day"][i] for i in sorted({round(k * (len(weeks) - 1) / 4) for k in range(5)})]
 
     def draw(rows, people):
         for axis, column, title in ((rows, "rows", "Transactions a week"), (people, "people", "People with a transaction, a day")):
@@ -735,8 +734,7 @@ def _when(of: QualityReport) -> Html:
             axis.set_ylim(bottom=0)
             axis.set_title(title, loc="left")
             axis.yaxis.set_major_formatter("{x:,.0f}")
-            axis.xaxis.set_major_locator(AutoDateLocator(maxticks=5))
-            axis.xaxis.set_major_formatter(ConciseDateFormatter(axis.xaxis.get_major_locator()))
+            axis.set_xticks(ticks, [f"{t:%b %Y}" if len(weeks) > 26 else f"{t:%d %b}" for t in ticks])
 
     empty = holes(of.days, first, last)
     said = f"{empty['length'].sum()} days without any transaction" if len(empty) else "No day is without a transaction"
