@@ -18,8 +18,9 @@ class Life:
 
     def __init__(self, rows, as_of, opening=None, unit=0.01, goals=(), puts=()):
         self.rows = [r for r in rows if r[0] <= as_of]
-        self.as_of, self.opening, self.unit, self.puts = as_of, opening, unit, [p for p in puts if p[1] <= as_of]
+        self.as_of, self.opening, self.unit = as_of, opening, unit
         self.goals = list(goals)  # (start, due or None, end or None, target)
+        self.puts = [p for p in puts if p[1] <= as_of and self.goals[p[0]][0] <= as_of]
         self.age = (as_of - min(r[0] for r in self.rows)).days + 1 if self.rows else 0
 
     def window(self, days, skip=0):

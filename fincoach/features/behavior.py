@@ -447,7 +447,7 @@ def _put(person, goal, day):
             total += person.puts[j, AMOUNT]
     return total
 
-# %% ../../nbs/features/behavior.ipynb #3175e5ef
+# %% ../../nbs/features/behavior.ipynb #3fc4545a
 @compiled
 def goal_progress(person, day):
     """Mean share reached of the open goals. Unknown without one."""
@@ -468,7 +468,8 @@ def goal_adherence(person, day):
             if _open(person, g, end):
                 periods += 1
                 for j in range(len(person.puts)):
-                    if end - 28 < person.puts[j, DAY] <= end and person.puts[j, AMOUNT] > 0:
+                    begun = person.goals[person.puts[j, GOAL], START] <= day
+                    if begun and end - 28 < person.puts[j, DAY] <= end and person.puts[j, AMOUNT] > 0:
                         kept += 1
                         break
                 break

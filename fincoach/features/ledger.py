@@ -367,14 +367,14 @@ def _dealt(owner: np.ndarray, people: int, columns: list[np.ndarray]) -> list[np
         list(pool.map(lambda part, place: _deal(*part, owner, place, *columns, *moved), parts, [first, first + counts[0]]))
     return moved
 
-# %% ../../nbs/features/ledger.ipynb #b16cb4b4
+# %% ../../nbs/features/ledger.ipynb #61d6ac2b
 def _numbers(series: pl.Series) -> np.ndarray:
     """A column as a writable int64 array: moments as microseconds UTC, missing ones as 2**63 - 1."""
     if isinstance(series.dtype, pl.Datetime):
         if series.dtype.time_zone is None:
             raise ValueError(f"{series.name} has no time zone: FinCoach stores UTC; use .dt.replace_time_zone('UTC')")
         series = series.cast(pl.Datetime("us", "UTC")).to_physical()
-    return series.cast(pl.Int64).fill_null(2**63 - 1).to_numpy(writable=True)
+    return series.cast(pl.Int64).fill_null(2**63 - 1).to_numpy().copy()
 
 # %% ../../nbs/features/ledger.ipynb #3affc49d
 _STRAY = "{n:,} rows of {table} are of users that are not in users, such as {id}"
@@ -460,14 +460,14 @@ def _goals(frames: dict, people: pl.DataFrame, aside: dict) -> dict:
         "puts": np.column_stack([puts["number"].to_numpy(), put_days, _numbers(puts["amount_minor"])]).astype(np.int64),
     }
 
-# %% ../../nbs/features/ledger.ipynb #9e902d16
+# %% ../../nbs/features/ledger.ipynb #d856f238
 def _categories(frames: dict, used: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """The category of each row (int16), and the kind of each category; a category that is unknown is a `ValueError`."""
     table = _read(frames, "categories")
     kind_of = kinds_by_category() if table is None else kinds_by_category(table["id"].to_list(), table["kind"].to_list())
     if len(used) and (used.min() < 0 or used.max() >= len(kind_of)):
         raise ValueError(f"transactions use category {used.max()}, which categories does not have")
-    category = used.cast(pl.Int16).to_numpy(writable=True)
+    category = used.cast(pl.Int16).to_numpy().copy()
     stray = np.flatnonzero(np.bincount(category, minlength=len(kind_of)) * (kind_of < 0))
     if len(stray):
         raise ValueError(f"transactions use category {stray[0]}, which categories does not have")
@@ -479,7 +479,7 @@ def _build(frames: dict) -> Ledgers:
     aside: dict = {}
     people = _people(frames)
     rows = _transactions(frames, people, aside)
-    ids, user = people["id"].to_numpy(writable=True), _numbers(rows["user_id"])
+    ids, user = people["id"].to_numpy().copy(), _numbers(rows["user_id"])
     category, kind_of = _categories(frames, rows["category_id"])
     amount, micros = _numbers(rows["amount_minor"]), _numbers(rows["occurred_at"])
     del rows
@@ -500,7 +500,7 @@ def _build(frames: dict) -> Ledgers:
         found.set_aside[_FLOOD] = int(np.diff(offsets)[moved > 2.0**62].sum())
         return found
     unit = np.array([unit_of(c) for c in people["currency"]])
-    return Ledgers(ids, offsets, day, minute, category, kind, amount, len(kind_of), people["opening"].to_numpy(writable=True), unit,
+    return Ledgers(ids, offsets, day, minute, category, kind, amount, len(kind_of), people["opening"].to_numpy().copy(), unit,
                    **_goals(frames, people, aside), set_aside=aside)
 
 # %% ../../nbs/features/ledger.ipynb #7702a22e
