@@ -211,10 +211,10 @@ def ledger(rows, opening: float = np.nan, unit: float = 0.01, goals=(), puts=())
     return Person(day, minute, category, kind_of[category], amount, len(kind_of), float(opening), unit,
                   np.array(goals, np.int64).reshape(-1, 4), np.array(puts, np.int64).reshape(-1, 3))
 
-# %% ../../nbs/features/ledger.ipynb #5ed75753
+# %% ../../nbs/features/ledger.ipynb #6b91be8b
 @dataclass(frozen=True, eq=False)
-class Ledgers:
-    """Many people's ledgers. `user_ids` ascends; arrays are those of `Person`, one person behind the other."""
+class _Columns:
+    """The arrays of `Ledgers`."""
 
     user_ids: np.ndarray
     offsets: np.ndarray
@@ -231,6 +231,10 @@ class Ledgers:
     put_offsets: np.ndarray
     puts: np.ndarray
     set_aside: dict  # why rows were left out -> how many
+
+# %% ../../nbs/features/ledger.ipynb #25c413e5
+class Ledgers(_Columns):
+    """Many people's ledgers. `user_ids` ascends; arrays are those of `Person`, one person behind the other."""
 
     def __len__(self):
         return len(self.user_ids)
