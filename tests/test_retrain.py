@@ -5,9 +5,11 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -149,12 +151,13 @@ def test_two_at_once(trained):
 def test_somebodys_own_database_is_never_replaced(tmp_path):
     settings = settings_in(tmp_path)
     file = settings.work / "fincoach.db"
-    with connect(f"sqlite:///{file}").begin() as c:
-        c.exec_driver_sql("create table mine (x int)")
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file)) as c:
+        c.execute("create table mine (x int)")
     with pytest.raises(RetrainError, match="data of your own"):
         retrain("population", settings, say=quiet)
-    with connect(f"sqlite:///{file}").begin() as c:
-        assert c.exec_driver_sql("select count(*) from mine").scalar_one() == 0
+    with closing(sqlite3.connect(file)) as c:
+        assert c.execute("select count(*) from mine").fetchone() == (0,)
 
 
 # A retrain in a process of its own. Training itself writes nothing; all but two runs get its result ready-made, so that

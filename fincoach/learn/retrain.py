@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'ParameterError', 'RetrainError', 'Busy', 'locked', 'Prepared', 'prepare', 'newest_day', 'notebook_path',
            'notebook_parameters', 'check_parameters', 'run_notebook', 'RetrainResult', 'retrain']
 
-# %% ../../nbs/learn/retrain.ipynb #f2943e2f
+# %% ../../nbs/learn/retrain.ipynb #9fc39286
 import hashlib
 import json
 import math
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -421,12 +421,12 @@ def _tidy(settings: Settings, model: str):
         for leftover in (settings.reports / model).glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../../nbs/learn/retrain.ipynb #7e6952d4
+# %% ../../nbs/learn/retrain.ipynb #b715aeed
 def _by_notebook(settings: Settings, found: Prepared, recipe: Recipe, version: str, parent: str | None, say):
     """Run the retrain notebook; publish its report, or the failure's, which raises `RetrainError`."""
     parameters = recipe.to_dict() | {
         "snapshot": str(found.snapshot.path), "truth": str(found.truth or ""),
-        "findings": str(found.findings_file or ""), "artifacts": str(settings.artifacts), "champion": parent or ""}
+        "findings": str(found.findings_file or ""), "artifacts": str(settings.artifacts), "version": version, "champion": parent or ""}
     folder = settings.reports / "segmentation" / version
     aside = _aside(folder)
     failed = run_notebook("segmentation", parameters, aside / "executed.ipynb", say)
