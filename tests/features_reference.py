@@ -42,7 +42,14 @@ class Life:
 
     @staticmethod
     def purchases(rows):
-        return [r for r in rows if r[3] in SPENDING and r[4] < 0]
+        """Payments, those of the same minute made one."""
+        merged = []
+        for r in sorted((r for r in rows if r[3] in SPENDING and r[4] < 0), key=lambda r: (r[0], -1 if r[1] is None else r[1])):
+            if merged and r[1] is not None and merged[-1][:2] == r[:2]:
+                merged[-1] = (*r[:4], merged[-1][4] + r[4])
+            else:
+                merged.append(tuple(r))
+        return merged
 
     @staticmethod
     def by_category(rows):
@@ -141,10 +148,10 @@ def discipline(life):
         yield "saved_share", clip(life.net(rows, "saving") / earned, -1, 1)
     fun = [r for r in rows if r[3] == "discretionary" and r[4] < 0 and r[1] is not None]
     if fun:
-        at = [r[0].toordinal() * 1440 + r[1] for r in fun]
-        burst = [any(i != j and abs(a - b) <= 90 for j, b in enumerate(at)) for i, a in enumerate(at)]
-        night = [r[1] >= 23 * 60 or r[1] < 5 * 60 for r in fun]
-        yield "impulse_share", sum(b or n for b, n in zip(burst, night, strict=True)) / len(fun)
+        at = {r[0].toordinal() * 1440 + r[1] for r in fun}
+        burst = {a for a in at if any(a != b and abs(a - b) <= 90 for b in at)}
+        night = {a for a in at if a % 1440 >= 23 * 60 or a % 1440 < 5 * 60}
+        yield "impulse_share", len(burst | night) / len(at)
     periods = min(life.age // 28, 6)
     if periods >= 3:
         totals = defaultdict(lambda: [0] * periods)

@@ -17,21 +17,21 @@ once AS (
     -coalesce(sum(a) FILTER (k = 1 AND ago < 84), 0)::DOUBLE AS essential,
     -coalesce(sum(a) FILTER (k IN (4, 5) AND ago < 84), 0)::DOUBLE AS owed,
     -coalesce(sum(a) FILTER (k = 3 AND ago < 84), 0)::DOUBLE AS saved,
-    count(*) FILTER (spends AND a < 0 AND ago < 84) AS bought,
-    median(-a) FILTER (spends AND a < 0 AND ago < 84) AS typical,
     -sum(a) FILTER (spends AND a < 0 AND ago < 84)::DOUBLE AS gross,
     coalesce(sum(a) FILTER (spends AND a > 0 AND ago < 84), 0)::DOUBLE AS back,
     min(ago) FILTER (k = 0 AND a > 0) AS since_income,
     min(ago) FILTER (spends AND a < 0) AS since_purchase,
     coalesce(sum(a) FILTER (k <> 3), 0)::DOUBLE AS kept,
-    coalesce(sum(a) FILTER (ago >= 84), 0) AS carried,
-    count(*) FILTER (spends AND a < 0 AND ago < 84 AND ($day - ago + 3) % 7 >= 5) AS weekend,
-    count(*) FILTER (spends AND a < 0 AND ago < 84 AND (tick % 1440 >= 1080 OR tick % 1440 < 360)) AS evening
+    coalesce(sum(a) FILTER (ago >= 84), 0) AS carried
   FROM r GROUP BY u
 ),
-large AS (
-  SELECT u, -sum(a)::DOUBLE AS large FROM r JOIN once USING (u) WHERE spends AND a < 0 AND ago < 84 AND -a > 5 * typical GROUP BY u
+visit AS (SELECT u, tick, first(ago) AS ago, -sum(a) AS a FROM r WHERE spends AND a < 0 AND ago < 84 GROUP BY u, tick),
+visits AS (
+  SELECT u, count(*) AS bought, median(a) AS typical, count(*) FILTER (($day - ago + 3) % 7 >= 5) AS weekend,
+    count(*) FILTER (tick % 1440 >= 1080 OR tick % 1440 < 360) AS evening
+  FROM visit GROUP BY u
 ),
+large AS (SELECT u, sum(a)::DOUBLE AS large FROM visit JOIN visits USING (u) WHERE a > 5 * typical GROUP BY u),
 mix AS (
   SELECT u, c, greatest(-coalesce(sum(a) FILTER (ago < 84), 0), 0)::DOUBLE AS now,
     greatest(-coalesce(sum(a) FILTER (ago >= 84), 0), 0)::DOUBLE AS earlier
@@ -56,14 +56,16 @@ evenness AS (
   SELECT u, c, sum(s) / 6 AS mean, sqrt(greatest(sum(s * s) / 6 - (sum(s) / 6) ** 2, 0)) AS sd FROM periods GROUP BY u, c
 ),
 budget AS (SELECT u, least(greatest(1 - sum(sd) / (sum(mean) * sqrt(5)), 0), 1) AS budget FROM evenness GROUP BY u HAVING sum(mean) > 0),
-fun AS (
-  SELECT u, ago, tick, a, tick - lag(tick) OVER w AS since, lead(tick) OVER w - tick AS until
-  FROM r WHERE k = 2 AND a < 0 AND ago < 84 WINDOW w AS (PARTITION BY u ORDER BY tick)
+fun AS (SELECT u, ago, tick, a FROM r WHERE k = 2 AND a < 0 AND ago < 84),
+near_others AS (
+  SELECT u, tick, tick - lag(tick) OVER w AS since, lead(tick) OVER w - tick AS until
+  FROM (SELECT DISTINCT u, tick FROM fun) WINDOW w AS (PARTITION BY u ORDER BY tick)
 ),
 impulse AS (
-  SELECT u, avg((coalesce(since <= 90, false) OR coalesce(until <= 90, false) OR tick % 1440 >= 1380 OR tick % 1440 < 300)::INT) AS impulse,
-    -sum(a)::DOUBLE AS fun FROM fun GROUP BY u
+  SELECT u, avg((coalesce(since <= 90, false) OR coalesce(until <= 90, false) OR tick % 1440 >= 1380 OR tick % 1440 < 300)::INT) AS impulse
+  FROM near_others GROUP BY u
 ),
+pleasure AS (SELECT u, -sum(a)::DOUBLE AS fun FROM fun GROUP BY u),
 largest AS (SELECT u, max(a) AS largest FROM r WHERE k = 0 AND a > 0 AND ago < 90 GROUP BY u),
 near AS (
   SELECT DISTINCT u, ago - step AS ago FROM r JOIN largest USING (u), range(7) AS t(step)
@@ -101,7 +103,7 @@ SELECT u AS user_id,
   CASE WHEN spent > 0 THEN greatest(least(essential / spent, 1), 0) END AS essential_share,
   CASE WHEN spent > 0 THEN greatest(least(owed / spent, 1), 0) END AS debt_share,
   CASE WHEN earned > 0 THEN greatest(least(saved / earned, 1), -1) END AS saved_share,
-  diversity AS category_diversity, bought / 12 AS transactions_weekly, typical / 100 AS typical_purchase,
+  diversity AS category_diversity, coalesce(bought, 0) / 12 AS transactions_weekly, typical / 100 AS typical_purchase,
   CASE WHEN bought > 0 THEN coalesce(large, 0) / gross END AS large_purchase_share,
   CASE WHEN bought > 0 THEN least(back / gross, 1) END AS refund_share,
   CASE WHEN since_income IS NOT NULL THEN least(since_income, 364)::DOUBLE END AS days_since_income,
@@ -113,7 +115,7 @@ SELECT u AS user_id,
   CASE WHEN since_purchase IS NOT NULL THEN least(since_purchase, 364)::DOUBLE END AS days_since_purchase, adherence AS goal_adherence,
   CASE WHEN earned > 0 AND need IS NOT NULL THEN least(need / (earned / 12), 5) END AS goal_pressure,
   low AS low_balance_share
-FROM once JOIN people USING (u) LEFT JOIN large USING (u) LEFT JOIN spread USING (u) LEFT JOIN volatility USING (u)
-  LEFT JOIN budget USING (u) LEFT JOIN impulse USING (u) LEFT JOIN covered USING (u) LEFT JOIN after USING (u) LEFT JOIN low USING (u)
+FROM once JOIN people USING (u) LEFT JOIN visits USING (u) LEFT JOIN large USING (u) LEFT JOIN spread USING (u) LEFT JOIN volatility USING (u)
+  LEFT JOIN budget USING (u) LEFT JOIN impulse USING (u) LEFT JOIN pleasure USING (u) LEFT JOIN covered USING (u) LEFT JOIN after USING (u) LEFT JOIN low USING (u)
   LEFT JOIN goal USING (u) LEFT JOIN adherence USING (u)
 ORDER BY u

@@ -31,7 +31,8 @@ def once(r, day):
     recent = r[r["ago"] < 84]
     spending = recent[recent["spends"]]
     bought = spending[spending["a"] < 0]
-    minute = bought["at"] % 1_440
+    visits = bought.groupby(["u", "at"]).agg(a=("a", "sum"), ago=("ago", "first")).reset_index("at")
+    minute = visits["at"] % 1_440
 
     def total(part):
         return part.groupby("u")["a"].sum().reindex(people, fill_value=0).astype(float)
@@ -48,18 +49,18 @@ def once(r, day):
         "essential": -total(recent[recent["k"] == 1]),
         "owed": -total(recent[recent["k"].isin([4, 5])]),
         "saved": -total(recent[recent["k"] == 3]),
-        "bought": count(bought),
-        "typical": (-bought["a"]).groupby(bought["u"]).median().reindex(people),
+        "bought": count(visits),
+        "typical": (-visits["a"]).groupby("u").median().reindex(people),
         "gross": -total(bought),
         "back": total(spending[spending["a"] > 0]),
         "since_income": r[(r["k"] == 0) & (r["a"] > 0)].groupby("u")["ago"].min().reindex(people),
         "since_purchase": r[r["spends"] & (r["a"] < 0)].groupby("u")["ago"].min().reindex(people),
         "kept": total(r[r["k"] != 3]),
         "carried": total(r[r["ago"] >= 84]),
-        "weekend": count(bought[(day - bought["ago"] + 3) % 7 >= 5]),
-        "evening": count(bought[(minute >= 1_080) | (minute < 360)]),
+        "weekend": count(visits[(day - visits["ago"] + 3) % 7 >= 5]),
+        "evening": count(visits[(minute >= 1_080) | (minute < 360)]),
     })
-    base["large"] = -total(bought[-bought["a"] > 5 * bought["u"].map(base["typical"])])
+    base["large"] = -total(visits[-visits["a"] > 5 * base["typical"].reindex(visits.index)])
     return base, recent
 
 
@@ -92,16 +93,17 @@ def volatility(r):
 
 def impulses_and_paydays(r, recent, people):
     fun = recent[(recent["k"] == 2) & (recent["a"] < 0)].sort_values(["u", "at"])
-    u, at, minute = fun["u"].to_numpy(), fun["at"].to_numpy(), fun["at"].to_numpy() % 1_440
+    visits = fun.drop_duplicates(["u", "at"])
+    u, at, minute = visits["u"].to_numpy(), visits["at"].to_numpy(), visits["at"].to_numpy() % 1_440
     close = (np.diff(at) <= 90) & (np.diff(u) == 0)
     impulsive = np.append(False, close) | np.append(close, False) | (minute >= 1_380) | (minute < 300)
     incomes = r[(r["k"] == 0) & (r["a"] > 0) & (r["ago"] < 90)]
     incomes = incomes[2 * incomes["a"] >= incomes.groupby("u")["a"].transform("max")]
     days = incomes["ago"].to_numpy()[:, None] - np.arange(7)
     near = np.unique((incomes["u"].to_numpy()[:, None] * 1_000 + days)[(days >= 0) & (days < 84)])
-    after = fun[np.isin(u * 1_000 + fun["ago"].to_numpy(), near)]
+    after = fun[np.isin(fun["u"].to_numpy() * 1_000 + fun["ago"].to_numpy(), near)]
     return pd.DataFrame({
-        "impulse_share": pd.Series(impulsive, fun.index).groupby(fun["u"]).mean(),
+        "impulse_share": pd.Series(impulsive, visits.index).groupby(visits["u"]).mean(),
         "fun": -fun.groupby("u")["a"].sum().astype(float),
         "covered": pd.Series(near // 1_000).value_counts(),
         "after": -after.groupby("u")["a"].sum().astype(float),

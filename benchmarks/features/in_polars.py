@@ -27,7 +27,6 @@ def rows(transactions, small, day):
 def once(r, day):
     """Everything that one grouping by person can give."""
     recent, bought = col("ago") < 84, col("spends") & (col("a") < 0) & (col("ago") < 84)
-    minute = col("at") % 1_440
 
     def total(where, what="a"):
         return col(what).filter(where).sum().cast(pl.Float64)
@@ -41,16 +40,22 @@ def once(r, day):
         essential=-total((col("k") == 1) & recent),
         owed=-total(col("k").is_in([4, 5]) & recent),
         saved=-total((col("k") == 3) & recent),
-        bought=bought.sum(),
-        typical=-col("a").filter(bought).median(),
         gross=-total(bought),
         back=total(col("spends") & (col("a") > 0) & recent),
         since_income=col("ago").filter((col("k") == 0) & (col("a") > 0)).min(),
         since_purchase=col("ago").filter(col("spends") & (col("a") < 0)).min(),
         kept=total(col("k") != 3),
         carried=total(~recent),
-        weekend=(bought & ((day - col("ago") + 3) % 7 >= 5)).sum(),
-        evening=(bought & ((minute >= 1_080) | (minute < 360))).sum(),
+    )
+
+
+def visits(r, day):
+    """Purchases, those of one minute made one: how many, when, and of what size."""
+    visit = r.filter(col("spends") & (col("a") < 0) & (col("ago") < 84)).group_by("u", "at").agg(a=-col("a").sum(), ago=col("ago").first())
+    minute, typical = col("at") % 1_440, col("a").median()
+    return visit.group_by("u").agg(
+        bought=pl.len(), typical=typical, weekend=((day - col("ago") + 3) % 7 >= 5).sum(), evening=((minute >= 1_080) | (minute < 360)).sum(),
+        large=col("a").filter(col("a") > 5 * typical).sum().cast(pl.Float64),
     )
 
 
@@ -81,11 +86,13 @@ def volatility(r):
 
 def impulses_and_paydays(r):
     fun = r.filter((col("k") == 2) & (col("a") < 0) & (col("ago") < 84)).sort("u", "at")
+    visit = fun.unique(["u", "at"], keep="first", maintain_order=True)
     near_before = (col("at").diff() <= 90) & (col("u") == col("u").shift())
     near_after = (-col("at").diff(-1) <= 90) & (col("u") == col("u").shift(-1))
     minute = col("at") % 1_440
     impulsive = near_before.fill_null(False) | near_after.fill_null(False) | (minute >= 1_380) | (minute < 300)
-    impulse = fun.with_columns(i=impulsive).group_by("u").agg(impulse_share=col("i").mean(), fun=-col("a").sum().cast(pl.Float64))
+    impulse = visit.with_columns(i=impulsive).group_by("u").agg(impulse_share=col("i").mean())
+    impulse = impulse.join(fun.group_by("u").agg(fun=-col("a").sum().cast(pl.Float64)), on="u")
     incomes = r.filter((col("k") == 0) & (col("a") > 0) & (col("ago") < 90)).filter(2 * col("a") >= col("a").max().over("u"))
     steps = pl.LazyFrame({"step": range(7)}, schema={"step": pl.Int32})
     near = incomes.select("u", "ago").unique().join(steps, how="cross").select("u", ago=col("ago") - col("step"))
@@ -123,11 +130,9 @@ def features(transactions: pl.DataFrame, small: dict, day: int, month: float) ->
     """`user_id` and the 28 numbers, by user."""
     r = rows(transactions, small, day)
     base = once(r, day)
-    large = r.filter(col("spends") & (col("a") < 0) & (col("ago") < 84)).join(base.select("u", "typical"), on="u")
-    large = large.filter(-col("a") > 5 * col("typical")).group_by("u").agg(large=-col("a").sum().cast(pl.Float64))
     people = small["people"].lazy()
     x = base.join(people, on="u")
-    for part in (large, categories(r), volatility(r), impulses_and_paydays(r), low_balance(r, base, people), goals(small, day)):
+    for part in (visits(r, day), categories(r), volatility(r), impulses_and_paydays(r), low_balance(r, base, people), goals(small, day)):
         x = x.join(part, on="u", how="left")
     spent, weekly = col("spent"), col("spent") / 12
     reserve = col("opening") + col("kept")
@@ -136,7 +141,7 @@ def features(transactions: pl.DataFrame, small: dict, day: int, month: float) ->
         savings_rate=share(col("earned") - spent, col("earned"), -1),
         spending_trend=pl.when(spent > 0).then(((col("spent28") / 4 + spent / 120) / (col("before28") / 8 + spent / 120)).log().clip(-3, 3)),
         essential_share=share(col("essential"), spent), debt_share=share(col("owed"), spent), saved_share=share(col("saved"), col("earned"), -1),
-        category_diversity="category_diversity", transactions_weekly=col("bought") / 12, typical_purchase=col("typical") / 100,
+        category_diversity="category_diversity", transactions_weekly=col("bought").fill_null(0) / 12, typical_purchase=col("typical") / 100,
         large_purchase_share=share(col("large").fill_null(0), col("gross")), refund_share=share(col("back"), col("gross")),
         days_since_income=col("since_income").clip(upper_bound=364).cast(pl.Float64),
         reserve_weeks=pl.when(reserve <= 0).then(0.0).when(weekly > 0).then((reserve / weekly).clip(0, 104)).otherwise(104.0),

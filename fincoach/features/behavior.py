@@ -116,17 +116,26 @@ def spending_weekly(person, day):
     lo, hi, days = _window(person, day, 84)
     return _spent(person, lo, hi) * person.unit * 7 / days if days else math.nan
 
-# %% ../../nbs/features/behavior.ipynb #0f2ac8c7
+# %% ../../nbs/features/behavior.ipynb #90aede72
+@compiled
+def _minutes(person, r):
+    """The row's moment in whole minutes since 1970; meaningless when its time is unknown."""
+    return person.day[r] * 1_440 + person.minute[r]
+
+
 @compiled
 def _purchases(person, lo, hi):
-    """The sizes of the purchases among the rows, minor units."""
-    sizes = np.empty(hi - lo, np.int64)
+    """The sizes (minor units) of the purchases among the rows, and the first row of each."""
+    sizes, first = np.empty(hi - lo, np.int64), np.empty(hi - lo, np.int64)
     n = 0
     for r in range(lo, hi):
         if person.amount[r] < 0 and _spends(person.kind[r]):
-            sizes[n] = -person.amount[r]
-            n += 1
-    return sizes[:n]
+            if n > 0 and person.minute[r] >= 0 and _minutes(person, r) == _minutes(person, first[n - 1]):
+                sizes[n - 1] -= person.amount[r]
+            else:
+                sizes[n], first[n] = -person.amount[r], r
+                n += 1
+    return sizes[:n], first[:n]
 
 
 @compiled
@@ -138,26 +147,26 @@ def _median(sizes):
     ordered = np.sort(sizes)
     return (float(ordered[(n - 1) // 2]) + float(ordered[n // 2])) / 2
 
-# %% ../../nbs/features/behavior.ipynb #9d1e69d8
+# %% ../../nbs/features/behavior.ipynb #4c0ce1c9
 @compiled
 def transactions_weekly(person, day):
     """Purchases a week (84 days)."""
     lo, hi, days = _window(person, day, 84)
-    return len(_purchases(person, lo, hi)) * 7 / days if days else math.nan
+    return len(_purchases(person, lo, hi)[0]) * 7 / days if days else math.nan
 
 
 @compiled
 def typical_purchase(person, day):
     """The median purchase (84 days)."""
     lo, hi, _ = _window(person, day, 84)
-    return _median(_purchases(person, lo, hi)) * person.unit
+    return _median(_purchases(person, lo, hi)[0]) * person.unit
 
 
 @compiled
 def large_purchase_share(person, day):
     """Share of the money spent that went into purchases of more than five times the typical one (84 days)."""
     lo, hi, _ = _window(person, day, 84)
-    sizes = _purchases(person, lo, hi)
+    sizes, _ = _purchases(person, lo, hi)
     typical = _median(sizes)
     large = 0
     for size in sizes:
@@ -253,17 +262,16 @@ def days_since_purchase(person, day):
             return float(min(day - person.day[r], 364))
     return math.nan
 
-# %% ../../nbs/features/behavior.ipynb #caa5b27c
+# %% ../../nbs/features/behavior.ipynb #1f5d7ae0
 @compiled
 def weekend_share(person, day):
     """Share of purchases, by number, on Saturday or Sunday (84 days)."""
     lo, hi, _ = _window(person, day, 84)
-    bought, weekend = 0, 0
-    for r in range(lo, hi):
-        if person.amount[r] < 0 and _spends(person.kind[r]):
-            bought += 1
-            weekend += (person.day[r] + 3) % 7 >= 5  # day 0 was a Thursday
-    return weekend / bought if bought else math.nan
+    _, bought = _purchases(person, lo, hi)
+    weekend = 0
+    for r in bought:
+        weekend += (person.day[r] + 3) % 7 >= 5  # day 0 was a Thursday
+    return weekend / len(bought) if len(bought) else math.nan
 
 
 @compiled
@@ -271,8 +279,8 @@ def evening_share(person, day):
     """Share of purchases with a known time between 18:00 and 6:00 (84 days)."""
     lo, hi, _ = _window(person, day, 84)
     timed, evening = 0, 0
-    for r in range(lo, hi):
-        if person.amount[r] < 0 and person.minute[r] >= 0 and _spends(person.kind[r]):
+    for r in _purchases(person, lo, hi)[1]:
+        if person.minute[r] >= 0:
             timed += 1
             evening += person.minute[r] >= 1_080 or person.minute[r] < 360
     return evening / timed if timed else math.nan
@@ -394,7 +402,7 @@ def saved_share(person, day):
     earned = _earned(person, lo, hi)
     return _clip(_net(person, lo, hi, SAVING) / earned, -1.0, 1.0) if earned > 0 else math.nan
 
-# %% ../../nbs/features/behavior.ipynb #9e285995
+# %% ../../nbs/features/behavior.ipynb #8e16a364
 @compiled
 def impulse_share(person, day):
     """Share of discretionary purchases within 90 minutes of another, or between 23:00 and 5:00 (84 days)."""
@@ -403,7 +411,9 @@ def impulse_share(person, day):
     for r in range(lo, hi):
         if person.amount[r] >= 0 or person.minute[r] < 0 or person.kind[r] != DISCRETIONARY:
             continue
-        now = person.day[r] * 1_440 + person.minute[r]
+        now = _minutes(person, r)
+        if now == last:
+            continue
         burst = now - last <= 90
         if burst and not last_counted:
             impulsive += 1
