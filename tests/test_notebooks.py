@@ -1,5 +1,7 @@
 """Every notebook runs from top to bottom. Those under nbs/retrain run with papermill in test_retrain.py."""
 
+import os
+
 import pytest
 from conftest import ROOT
 
@@ -16,5 +18,10 @@ def test_runs(notebook, monkeypatch):
     from nbdev.test import test_nb
 
     monkeypatch.syspath_prepend(ROOT)
-    passed, _ = test_nb(ROOT / "nbs" / notebook, skip_flags=["notest", "slow"], basepath=None, cell_timeout=300)
+    before = dict(os.environ)
+    try:
+        passed, _ = test_nb(ROOT / "nbs" / notebook, skip_flags=["notest", "slow"], basepath=None, cell_timeout=300)
+    finally:  # what a notebook sets for itself ends with it
+        os.environ.clear()
+        os.environ.update(before)
     assert passed, f"nbs/{notebook} failed: the traceback is above"

@@ -31,7 +31,7 @@ def rooms_imported(path):
             elif parts[0] == "fincoach":
                 yield parts[1] if len(parts) > 1 else ""
         elif isinstance(node, ast.Import):
-            yield from ((a.name.split(".") + [""])[1] for a in node.names if a.name.split(".")[0] == "fincoach")
+            yield from ([*a.name.split("."), ""][1] for a in node.names if a.name.split(".")[0] == "fincoach")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -112,7 +112,7 @@ def _outflow_moments(flows: pl.DataFrame) -> dict:
         "monthly_cv": _quantiles([m[~np.isnan(m)].std() / np.nanmean(m) for m in months if np.nansum(m) > 0]),
         "day_of_month": tuple(dom / dom.sum()), "day_of_week": tuple(weekday / weekday.sum())}
 
-# %% ../../nbs/data/moments.ipynb #2b037312
+# %% ../../nbs/data/moments.ipynb #f8e0926f
 def _income_moments(flows: pl.DataFrame, outflow: pl.DataFrame) -> dict:
     """Moments of income, and of income beside outflow."""
     income = flows.filter((pl.col("kind") == KINDS[INCOME]) & (pl.col("amount") > 0) & (pl.col("category") != "interest"))
@@ -126,8 +126,9 @@ def _income_moments(flows: pl.DataFrame, outflow: pl.DataFrame) -> dict:
     both = income.group_by("user_id").agg(pl.col("amount").sum()).join(
         outflow.group_by("user_id").agg((-pl.col("amount").sum()).alias("out")), on="user_id").filter(pl.col("out") > 0)
     got, out = both["amount"].to_numpy(), both["out"].to_numpy()
+    together = float(np.corrcoef(np.log(got), np.log(out))[0, 1]) if len(both) > 2 else np.nan
     return {"income_gap": _quantiles(gaps), "payday_spread": _quantiles(monthly["spread"]), "income_cv": _quantiles(monthly["amount"]),
-            "savings_rate": _quantiles((got - out) / got), "income_outflow": float(np.corrcoef(np.log(got), np.log(out))[0, 1])}
+            "savings_rate": _quantiles((got - out) / got), "income_outflow": together}
 
 
 def _circular_spread(dom: pl.Expr) -> pl.Expr:

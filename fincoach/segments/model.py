@@ -82,7 +82,7 @@ def informative(features: pl.DataFrame) -> np.ndarray:
     usual = known.mean(0) >= 0.5
     return known[:, usual].mean(1) >= 0.5 if usual.any() else np.zeros(len(known), dtype=bool)
 
-# %% ../../nbs/segments/model.ipynb #3dbad4e9
+# %% ../../nbs/segments/model.ipynb #055f710a
 class Trait(NamedTuple):
     """What a pattern expects of one feature: standard deviations from the average person, and why."""
 
@@ -90,7 +90,7 @@ class Trait(NamedTuple):
     strength: float
     why: str
 
-
+# %% ../../nbs/segments/model.ipynb #1a2f35cf
 PROTOTYPES: dict[str, tuple[Trait, ...]] = {
     "Conservative Savers": (
         Trait("savings_rate", 1.0, "much of the income is left over"),
