@@ -8,7 +8,7 @@ __all__ = ['HORIZON', 'WORSE_BY', 'Recipe', 'code_hash', 'version_name', 'NotEno
            'Recovery', 'planted', 'recover', 'Comparison', 'compare', 'Evidence', 'gates', 'judge', 'write_report',
            'FeaturePipeline', 'files_of', 'TrainedSegmentation', 'finish', 'fit', 'examine', 'train_segmentation']
 
-# %% ../../nbs/segments/training.ipynb #60651498
+# %% ../../nbs/segments/training.ipynb #40e03821
 import hashlib
 import io
 import json
@@ -29,7 +29,7 @@ import fincoach
 from ..data.tables import SEGMENTS
 from ..data.validate import MinimumData, day_ends, minimum_data
 from fincoach.evaluate.clusters import (
-    Estimate, Lasting, adjusted_rand, adjusted_rand_interval, k_means, k_means_fit, matched, nearest, reliability,
+    Estimate, Lasting, adjusted_rand, adjusted_rand_interval, matched, nearest, reliability,
     silhouette, supervised_ceiling, temporal_stability, usefulness,
 )
 from fincoach.evaluate.report import (
@@ -39,7 +39,9 @@ from fincoach.evaluate.report import (
 from ..features.behavior import FEATURES, extract
 from ..features.ledger import Ledgers
 from ..features.state import feature_config
-from .model import BEHAVIOUR, PROTOTYPES, UserSegmentationModel, bend, informative, matrix, outcomes, place
+from fincoach.segments.model import (
+    BEHAVIOUR, PROTOTYPES, UserSegmentationModel, bend, informative, matrix, outcomes, place, two_step_fit,
+)
 from .profiles import SegmentProfiler
 from ..serving.artifacts import publish
 from ..serving.inference import SegmentationParameters, pack_people, standardise
@@ -316,7 +318,7 @@ def use(data: Data, recipe: Recipe, champion: SegmentationParameters | None = No
                {g: _mean_saved(ours - s) for g, s in saved.items() if g != "segments"},
                usefulness(then.labels, past, future, {"random": groupings["random"]}, draws=200, seed=recipe.seed))
 
-# %% ../../nbs/segments/training.ipynb #b34b62c9
+# %% ../../nbs/segments/training.ipynb #a220081e
 def _ranked(raw: np.ndarray) -> np.ndarray:
     """Each column as normal scores of its ranks; unknown values in the middle."""
     out = np.zeros_like(raw)
@@ -327,23 +329,23 @@ def _ranked(raw: np.ndarray) -> np.ndarray:
 
 
 def _unheld(model: UserSegmentationModel) -> np.ndarray:
-    """Features centred and scaled like the model's, but without the limit on extremes."""
+    """Features in units of the crowd's spread, as the model takes them, but without the limit on extremes."""
     columns = []
     for f, column in zip(model.parameters.features, model.raw.T, strict=True):
         columns.append((bend(np.where(np.isfinite(column), column, f.fill), f.scale) - f.center) / f.scale_by)
-    return np.stack(columns, axis=1)
+    return np.stack(columns, axis=1) * model.units
 
-# %% ../../nbs/segments/training.ipynb #d832b17f
+# %% ../../nbs/segments/training.ipynb #e753683b
 def sensitivity(model: UserSegmentationModel, data: Data, recipe: Recipe) -> pl.DataFrame:
     """Agreement of other choices with the trained segments: kind, change, agreement, low, high."""
-    k, z, rows = len(model.centres), model.z, []
+    k, z, rows = len(model.centres), model.crowd, []
 
     def against(kind: str, change: str, labels, ours=model.labels):
         found = adjusted_rand_interval(labels, ours, draws=100, seed=recipe.seed)
         rows.append((kind, change, found.value, found.low, found.high))
 
     def again(x, groups=k, seed=recipe.seed):
-        return nearest(x, k_means(x, groups, seed, starts=4))
+        return two_step_fit(groups, starts=4)(x, seed)(x)
 
     for seed in range(recipe.seed + 1, recipe.seed + 4):
         against("seed", f"seed {seed}", again(z, seed=seed))
@@ -625,7 +627,7 @@ def _data(e: Evidence) -> Section:
                                  "advice": f.advice} for f in e.findings]))
     return Section("data", "", "Where the figures come from, and the proof that nothing later leaked in.", blocks)
 
-# %% ../../nbs/segments/training.ipynb #1a732d72
+# %% ../../nbs/segments/training.ipynb #615c3494
 def _method(e: Evidence) -> Section:
     kept = len(e.model.names)
     tried = [{"name": f"k-means, {len(e.model.naming)} groups", "why": "as plain as can be, explained in one sentence: the nearest centre",
@@ -635,8 +637,10 @@ def _method(e: Evidence) -> Section:
         ("rules", "thresholds anybody can read; what serving falls back on"), ("spending quantiles", "nothing but how much is spent"))]
     return Section("method", "", f"k-means on {kept} behavioural features, names by what the groups are.", [
         text(f"Each of {kept} features is put on its scale, centred, divided by its standard deviation and held within three of them; "
-             "unknown values are filled so that they pull nobody. k-means finds the centres; each gets the name of the documented pattern it "
-             "resembles most, all names at once, or none when it resembles no pattern. A person's confidence follows from the distances to the centres."),
+             "unknown values are filled so that they pull nobody. k-means finds centres; then each feature is divided by its spread *within* these "
+             "groups, so that features that tell groups apart count for more, and k-means finds the final centres. Each gets the name of the "
+             "documented pattern it resembles most, all names at once, or none when it resembles no pattern. A person's confidence follows from "
+             "the distances to the centres. Rival methods get the same values in the same units."),
         text(f"**How many groups?** The elbow says {e.choice.elbow}, silhouette {e.choice.best_silhouette}, stability {e.choice.most_stable}. "
              + (f"{len(e.model.naming)} is used because that many patterns are documented and asked for."
                 if len(e.model.naming) not in (e.choice.elbow, e.choice.best_silhouette) else f"{len(e.model.naming)} is used.")),
