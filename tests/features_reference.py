@@ -75,7 +75,8 @@ def level(life):
     if not life.rows:
         return
     bought = [-r[4] for r in life.purchases(rows)]
-    yield "income_weekly", life.earned(rows) * life.unit / (days / 7)
+    if life.earned(life.rows):
+        yield "income_weekly", life.earned(rows) * life.unit / (days / 7)
     yield "spending_weekly", life.spent(rows) * life.unit / (days / 7)
     yield "transactions_weekly", len(bought) / (days / 7)
     if bought:

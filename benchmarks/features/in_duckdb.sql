@@ -96,7 +96,7 @@ adherence AS (
     GROUP BY e.u, e.day) GROUP BY u
 )
 SELECT u AS user_id,
-  coalesce(earned, 0) / 1200 AS income_weekly, spent / 1200 AS spending_weekly,
+  CASE WHEN since_income IS NOT NULL THEN coalesce(earned, 0) / 1200 END AS income_weekly, spent / 1200 AS spending_weekly,
   CASE WHEN spent > 0 THEN least(spent7 / (spent / 12), 12) END AS spending_pace,
   CASE WHEN earned > 0 THEN greatest(least((earned - spent) / earned, 1), -1) END AS savings_rate,
   CASE WHEN spent > 0 THEN greatest(least(ln((spent28 / 4 + spent / 120) / (before28 / 8 + spent / 120)), 3), -3) END AS spending_trend,

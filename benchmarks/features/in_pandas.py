@@ -148,7 +148,7 @@ def features(transactions: pd.DataFrame, small: dict, day: int, month: float) ->
     reserve = opening + x["kept"]
     change = (x["spent28"] / 4 + spent / 120) / (x["before28"] / 8 + spent / 120)
     return pd.DataFrame({
-        "user_id": x.index, "income_weekly": x["earned"] / 1_200, "spending_weekly": spent / 1_200,
+        "user_id": x.index, "income_weekly": (x["earned"] / 1_200).where(x["since_income"].notna()), "spending_weekly": spent / 1_200,
         "spending_pace": share(x["spent7"], weekly, 0, 12), "savings_rate": share(x["earned"] - spent, x["earned"], -1),
         "spending_trend": np.log(change).clip(-3, 3), "essential_share": share(x["essential"], spent),
         "debt_share": share(x["owed"], spent), "saved_share": share(x["saved"], x["earned"], -1),

@@ -137,7 +137,7 @@ def features(transactions: pl.DataFrame, small: dict, day: int, month: float) ->
     spent, weekly = col("spent"), col("spent") / 12
     reserve = col("opening") + col("kept")
     return x.select(
-        user_id="u", income_weekly=col("earned") / 1_200, spending_weekly=spent / 1_200, spending_pace=share(col("spent7"), weekly, 0, 12),
+        user_id="u", income_weekly=pl.when(col("since_income").is_not_null()).then(col("earned") / 1_200), spending_weekly=spent / 1_200, spending_pace=share(col("spent7"), weekly, 0, 12),
         savings_rate=share(col("earned") - spent, col("earned"), -1),
         spending_trend=pl.when(spent > 0).then(((col("spent28") / 4 + spent / 120) / (col("before28") / 8 + spent / 120)).log().clip(-3, 3)),
         essential_share=share(col("essential"), spent), debt_share=share(col("owed"), spent), saved_share=share(col("saved"), col("earned"), -1),

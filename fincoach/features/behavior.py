@@ -102,12 +102,15 @@ def _clip(value, low, high):
     """`value` within `low` and `high`; NaN stays NaN."""
     return low if value < low else high if value > high else value
 
-# %% ../../nbs/features/behavior.ipynb #a0503288
+# %% ../../nbs/features/behavior.ipynb #a21e4a85
 @compiled
 def income_weekly(person, day):
-    """Income a week over the last 84 days."""
+    """Income a week over the last 84 days. Unknown for who never had any: it may come in elsewhere."""
     lo, hi, days = _window(person, day, 84)
-    return _earned(person, lo, hi) * person.unit * 7 / days if days else math.nan
+    earned = _earned(person, lo, hi)
+    if days == 0 or (earned == 0 and _earned(person, 0, lo) == 0):
+        return math.nan
+    return earned * person.unit * 7 / days
 
 
 @compiled

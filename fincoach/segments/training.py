@@ -572,7 +572,18 @@ def _summary(e: Evidence, verdict: Verdict) -> Section:
     return Section("summary", "", verdict.headline, [
         text(said), grid(rows, formats={"share": ".0%", "people": ",.0f"}, bars=("share",))])
 
-# %% ../../nbs/segments/training.ipynb #36175366
+# %% ../../nbs/segments/training.ipynb #f72a80a6
+def _way_on(e: Evidence, gate: Gate) -> str:
+    """What to do about a gate that was not passed."""
+    if not gate.blocking:
+        return "This does not block, but keep it in mind."
+    steady = e.choice.table.filter(pl.col("stability") >= e.recipe.min_stability)
+    if gate.name == "Stability" and len(steady):
+        k, found = steady.sort("k").select("k", "stability").row(-1)
+        return f"{k} groups are found again ({found:.2f}). Whether they are more than noise, a retrain with segments = {k} tells."
+    return "See the section on results."
+
+# %% ../../nbs/segments/training.ipynb #f2ed6b1a
 def _worries(e: Evidence) -> list[dict]:
     """What speaks against the model, worst first, in plain words."""
     found = []
@@ -581,7 +592,7 @@ def _worries(e: Evidence) -> list[dict]:
     for g in gates(e):
         if g.passed is False:
             add("error" if g.blocking else "warning", f"{g.name}: not reached", f"{format(g.value, g.spec)} where {format(g.threshold, g.spec)} "
-                f"is asked for: {g.meaning}.", "See the section on results." if g.blocking else "This does not block, but keep it in mind.")
+                f"is asked for: {g.meaning}.", _way_on(e, g))
     if unnamed := [n for n in e.model.naming if n.segment_id < 0]:
         add("warning", f"{len(unnamed)} segment{'s' * (len(unnamed) > 1)} without a name", _listed(n.name for n in unnamed) + " resemble no documented pattern.",
             "Describe them by their features; do not lend them a name.")

@@ -135,7 +135,7 @@ class UserSegmentation(Card):
                  table(reasons) if reasons else "", prose(f"Answered by {self.method}, {self.model_version}.")]
         return join([p for p in parts if p])
 
-# %% ../../nbs/serving/segmentation.ipynb #10df157d
+# %% ../../nbs/serving/segmentation.ipynb #1da3356b
 _COLUMN = {f.name: j for j, f in enumerate(FEATURES)}
 
 
@@ -157,6 +157,11 @@ class _Model:
         """The probability of each segment (n, s) for feature rows `X` (n, 28)."""
         p = assign(self.parameters, X[:, self.columns]).probability
         return np.stack([p[:, own].sum(axis=1) for own in self.gather.T], axis=1)  # bit for bit, however many rows
+
+    def caution(self, x: np.ndarray) -> str:
+        """How the answer begins when less than two thirds of what the model looks at is known of a person; otherwise empty."""
+        known, all_ = int(np.isfinite(x[self.columns]).sum()), len(self.columns)
+        return f"Only a hint, since {known} of the {all_} habits that the model looks at are known here: " if 3 * known < 2 * all_ else ""
 
     def reasons(self, x: np.ndarray, segment: int, currency: str) -> tuple[Reason, ...]:
         """Up to three known features that speak for `segment` (a position in `segments`), strongest first."""
@@ -288,7 +293,7 @@ def _enough(rows: np.ndarray, days: np.ndarray) -> np.ndarray:
     """Who has enough rows over enough days to be placed."""
     return (np.asarray(rows) >= MIN_ROWS) & (np.asarray(days) >= MIN_DAYS)
 
-# %% ../../nbs/serving/segmentation.ipynb #f4073efb
+# %% ../../nbs/serving/segmentation.ipynb #127a457b
 NO_DATA, NO_PATTERN = "Not enough data", "Unclassified"
 
 
@@ -307,7 +312,7 @@ def _sentence(way, facts: Facts, v: _Verdicts, reasons: tuple[Reason, ...]) -> s
     if not _enough(facts.rows, facts.days):
         return (f"Not enough data to say: {facts.rows} transactions over {facts.days} days; "
                 f"{MIN_ROWS} over {MIN_DAYS} days are needed.")
-    lead = f"By simple rules, because {way.why_short}, " if way.method == "rules" else ""
+    lead = f"By simple rules, because {way.why_short}, " if way.method == "rules" else way.caution(facts.x)
     first, second, p = v.first[0], v.second[0], v.probability[0]
     if first < 0:
         return lead + "no pattern can be seen."
