@@ -128,18 +128,19 @@ def _order(day, minute):
         keys[r] = ((day[r] * 2_048 + minute[r] + 1) << 24) + r
     return np.sort(keys) & 0xFFFFFF
 
-# %% ../../nbs/features/ledger.ipynb #f7a49d86
+# %% ../../nbs/features/ledger.ipynb #14a3297a
 @compiled
-def settle(start, stop, offsets, day, minute, category, kind, amount, moved):
-    """Order each person's rows by (day, minute) in place, and write to `moved` the sum of the amounts' sizes (float)."""
+def settle(start, stop, offsets, day, minute, category, amount, kind_of, kind, moved):
+    """Order each person's rows by (day, minute) in place; write each row's `kind`, and to `moved` the sum of the amounts' sizes."""
     for i in range(start, stop):
         a, b = offsets[i], offsets[i + 1]
         order = _order(day[a:b], minute[a:b])
         if len(order):
             day[a:b], minute[a:b], amount[a:b] = day[a:b][order], minute[a:b][order], amount[a:b][order]
-            category[a:b], kind[a:b] = category[a:b][order], kind[a:b][order]
+            category[a:b] = category[a:b][order]
         total = 0.0
         for r in range(a, b):
+            kind[r] = kind_of[category[r]]
             total += abs(float(amount[r]))
         moved[i] = total
 
@@ -464,7 +465,7 @@ def _goals(frames: dict, people: pl.DataFrame, aside: dict) -> dict:
         "puts": np.column_stack([puts["number"].to_numpy(), put_days, _numbers(puts["amount_minor"])]).astype(np.int64),
     }
 
-# %% ../../nbs/features/ledger.ipynb #d856f238
+# %% ../../nbs/features/ledger.ipynb #87887d52
 def _categories(frames: dict, used: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """The category of each row (int16), and the kind of each category; a category that is unknown is a `ValueError`."""
     table = _read(frames, "categories")
@@ -494,10 +495,10 @@ def _build(frames: dict) -> Ledgers:
     if not together:
         micros, amount, category = _dealt(owner, len(ids), [micros, amount, category])
     del user, owner
-    kind = kind_of[category]
+    kind = np.empty(len(category), np.int8)
     day, minute = _local(_zones(people, micros), offsets, micros)
     moved = np.zeros(len(ids))
-    in_blocks(offsets, lambda start, stop: settle(start, stop, offsets, day, minute, category, kind, amount, moved))
+    in_blocks(offsets, lambda start, stop: settle(start, stop, offsets, day, minute, category, amount, kind_of, kind, moved))
     if len(flooded := ids[moved > 2.0**62]):
         frame = frames["transactions"].lazy()
         found = _build(frames | {"transactions": frame.filter(~pl.col("user_id").is_in(flooded.tolist()))})
@@ -507,7 +508,7 @@ def _build(frames: dict) -> Ledgers:
     return Ledgers(ids, offsets, day, minute, category, kind, amount, len(kind_of), people["opening"].to_numpy().copy(), unit,
                    **_goals(frames, people, aside), set_aside=aside)
 
-# %% ../../nbs/features/ledger.ipynb #7702a22e
+# %% ../../nbs/features/ledger.ipynb #6edcf387
 def person_from_rows(rows) -> Person:
     """The ledger of one person's rows (`fincoach.data.database.PersonRows`); the same as the one from the tables."""
     sane, given = (np.abs(a.astype(float)) <= 2.0**53 for a in (rows.amount_minor, rows.contribution_minor))
@@ -522,9 +523,9 @@ def person_from_rows(rows) -> Person:
         localise(0, 1, np.array([0, len(moments)]), _ONE, *zone, np.ascontiguousarray(moments), day, minute)
         return day, minute
 
-    (day, minute), kind, moved = local(micros), rows.kinds[category], np.zeros(1)  # categories are checked by the database
-    category = category.astype(np.int16)
-    settle(0, 1, np.array([0, len(day)]), day, minute, category, kind, amount, moved)
+    (day, minute), kind, moved = local(micros), np.empty(len(category), np.int8), np.zeros(1)
+    category = category.astype(np.int16)  # checked by the database
+    settle(0, 1, np.array([0, len(day)]), day, minute, category, amount, rows.kinds, kind, moved)
     n = len(day) if moved[0] <= 2.0**62 else 0
     start, due, end, put_day = (local(m)[0] for m in moments)
     opening = np.nan if rows.opening_balance_minor is None else float(rows.opening_balance_minor)
