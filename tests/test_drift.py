@@ -59,3 +59,9 @@ def test_notebook_is_clean_and_reads_like_a_chapter(path):
     assert prose >= len(exports) / 2, "too little prose"
     assert len(source) - len(exports) >= len(exports) / 2, "too few examples and tests"
     assert not any(c.get("output_type") == "error" for cell in nb["cells"] for c in cell.get("outputs", []))
+
+
+def test_every_notebook_is_on_the_site():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    missing = [p.relative_to(ROOT).as_posix() for p in NOTEBOOKS if p.relative_to(ROOT).as_posix() not in nav]
+    assert not missing, f"{missing} are not in the nav of mkdocs.yml"
