@@ -129,7 +129,7 @@ _DARK = """
 --good:#83d3a0;--good-bg:#16301f;--bad:#f5a09a;--bad-bg:#3b1b19;--warn:#e9c07a;--warn-bg:#35280f;--note:#a9c4ea;--note-bg:#1b2737;--bar:#2c4d6b;color-scheme:dark}}
 """
 
-# %% ../nbs/show.ipynb #8e50a06a
+# %% ../nbs/show.ipynb #2764c0f1
 _CARD = """
 .fc *{box-sizing:border-box}
 .fc.fc-card{border:1px solid var(--line);border-radius:10px;padding:1rem 1.2rem;margin:.3rem 0;max-width:60rem;font-size:15px}
@@ -150,7 +150,9 @@ _CARD = """
 .fc .fc-table tbody tr,.fc .fc-table tbody tr:nth-child(odd),.fc .fc-table tbody tr:hover{background:none}
 .fc .fc-table tbody tr.fc-own>*{background:var(--note-bg)}
 .fc .fc-table tr>*:first-child{padding-left:.5rem}.fc .fc-table tbody th{font-weight:550}
-.fc .fc-table thead th.fc-number,.fc .fc-table tbody td.fc-number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.fc .fc-table thead th.fc-number,.fc .fc-table tbody td.fc-number{text-align:right;font-variant-numeric:tabular-nums}
+.fc .fc-table tbody td.fc-number{white-space:nowrap}
+.fc .fc-table thead th{vertical-align:bottom}
 .fc .fc-table td p,.fc .fc-table th p{margin:0 0 .3rem}.fc .fc-table td small,.fc .fc-table th small{display:block;color:var(--soft);font-size:.84rem;font-weight:400}
 .fc .fc-foot{color:var(--soft);font-size:.85rem;margin:.3rem 0 .8rem;max-width:46rem}
 .fc .fc-soft{color:var(--soft)}

@@ -638,7 +638,7 @@ def _data(e: Evidence) -> Section:
                                  "advice": f.advice} for f in e.findings]))
     return Section("data", "", "Where the figures come from, and the proof that nothing later leaked in.", blocks)
 
-# %% ../../nbs/segments/training.ipynb #615c3494
+# %% ../../nbs/segments/training.ipynb #af59b707
 def _method(e: Evidence) -> Section:
     kept = len(e.model.names)
     tried = [{"name": f"k-means, {len(e.model.naming)} groups", "why": "as plain as can be, explained in one sentence: the nearest centre",
@@ -648,14 +648,16 @@ def _method(e: Evidence) -> Section:
         ("rules", "thresholds anybody can read; what serving falls back on"), ("spending quantiles", "nothing but how much is spent"))]
     return Section("method", "", f"k-means on {kept} behavioural features, names by what the groups are.", [
         text(f"Each of {kept} features is put on its scale, centred, divided by its standard deviation and held within three of them; "
-             "unknown values are filled so that they pull nobody. k-means finds centres; then each feature is divided by its spread *within* these "
+             "unknown values are filled so that they pull nobody. k-means finds centres; then each feature is divided by its spread within these "
              "groups, so that features that tell groups apart count for more, and k-means finds the final centres. Each gets the name of the "
              "documented pattern it resembles most, all names at once, or none when it resembles no pattern. A person's confidence follows from "
              "the distances to the centres. Rival methods get the same values in the same units."),
         text(f"**How many groups?** The elbow says {e.choice.elbow}, silhouette {e.choice.best_silhouette}, stability {e.choice.most_stable}. "
              + (f"{len(e.model.naming)} is used because that many patterns are documented and asked for."
                 if len(e.model.naming) not in (e.choice.elbow, e.choice.best_silhouette) else f"{len(e.model.naming)} is used.")),
-        picture(e.choice.draw()), alternatives(tried)])
+        picture(e.choice.draw()),
+        grid(e.choice.table.select("k", "explained", "silhouette", "stability"), columns={"k": "groups", "explained": "explained", "silhouette": "silhouette", "stability": "stability"},
+             formats={"explained": ".0%", "silhouette": ".2f", "stability": ".2f"}), alternatives(tried)])
 
 
 def _result(e: Evidence, name: str) -> str:
