@@ -109,7 +109,7 @@ def main(people: int, days: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         f = Path(folder)
         settings = replace(load_settings(), work=f / "work", artifacts=f / "artifacts", reports=f / "reports", people=people, days=days,
-                           database_url=f"sqlite:///{f}/work/fincoach.db")  # fmt: skip
+                           database_url=f"sqlite:///{f / 'work' / 'fincoach.db'}")  # fmt: skip
         result = retrain("population", settings, notebook=False)
         promote(settings.artifacts, "segmentation", result.version, "to be measured, whatever its verdict")
         found = prepare("population", settings)

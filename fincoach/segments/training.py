@@ -552,10 +552,14 @@ def judge(e: Evidence) -> Verdict:
     good += f", at {e.recovery.ours.value:.2f} agreement with the planted truth" if e.recovery else ""
     return decide(held, promote=f"Promote: {good}.", hold="Hold back: {failed}. What is serving stays.")
 
-# %% ../../nbs/segments/training.ipynb #05bae5b7
+# %% ../../nbs/segments/training.ipynb #25cbf61e
+_PALE = ("#8b95a1", "#c9cfd6", "#b3a68c", "#e0e3e7", "#cdbfa8")
+
+
 def _colours(e: Evidence) -> dict[str, str]:
-    """The colour of each segment by its name."""
-    return {n.name: segment_colour(n.segment_id) for n in e.model.naming}
+    """The colour of each segment by its name; segments without a name of their own get pale ones that can be told apart."""
+    pale = iter(_PALE * len(e.model.naming))
+    return {n.name: segment_colour(n.segment_id) if n.segment_id >= 0 else next(pale) for n in e.model.naming}
 
 
 def _rows(estimates: dict[str, Estimate], roles: dict[str, str]) -> list[dict]:
