@@ -250,12 +250,14 @@ def test_everybody_is_one_person_many_times(people, random):
     assert same(values, extract(Ledgers.from_frames(shuffled), AS_OF))
 
 
-def test_frames_handed_in_are_not_changed():
-    """Rows are ordered in place, so every column must have been copied, after a filter too."""
+@pytest.mark.parametrize("foreign_rows", [False, True])
+def test_frames_handed_in_are_not_changed(foreign_rows):
+    """Rows are ordered in place, so every column must have been copied, with rows left out and without."""
     life = {"rows": [(AS_OF, 60, "dining", -100), (BEGIN, 60, "salary", 900)], "opening": 5, "goals": [(BEGIN, None, None, 9)], "puts": [(0, BEGIN, 5)]}
     frames = frames_of([life])
-    foreign = frames["transactions"].with_columns(currency=pl.lit("USD"))
-    frames["transactions"] = pl.concat([frames["transactions"], foreign], rechunk=True)
+    if foreign_rows:
+        foreign = frames["transactions"].with_columns(currency=pl.lit("USD"))
+        frames["transactions"] = pl.concat([frames["transactions"], foreign], rechunk=True)
     before = {name: frame.clone().rows() for name, frame in frames.items()}
     first, again = (extract(Ledgers.from_frames(frames), AS_OF) for _ in range(2))
     assert same(first, again)

@@ -7,7 +7,7 @@ __all__ = ['RULES', 'MIN_DAYS', 'MIN_ROWS', 'plain_value', 'plain_phrase', 'Reas
            'ServiceError', 'ModelStatus', 'load_status', 'SegmentAnalytics', 'SegmentCharacteristics',
            'UserSegmentationService']
 
-# %% ../../nbs/serving/segmentation.ipynb #6b760010
+# %% ../../nbs/serving/segmentation.ipynb #606ba732
 import json
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..data.database import connect, explained, read_person, writing
 from ..data.tables import SEGMENTS, TABLES, Moment
 from ..features.behavior import FEATURES, extract, features_of
-from ..features.ledger import Ledgers, day_number, person_from_rows
+from ..features.ledger import NEEDED, Ledgers, day_number, person_from_rows
 from .artifacts import ArtifactError, champion, open_version
 from fincoach.serving.inference import (
     Cluster, FeatureScaling, ParametersError, People, SegmentationParameters, assign, pack_people, standardise,
@@ -471,20 +471,10 @@ def _facts(engine: sa.Engine, user_id: int, as_of: date) -> Facts:
     days = day_number(as_of) - int(person.day[0]) + 1 if rows else 0
     return Facts(user_id, features_of(person, as_of), rows, days, found.currency)
 
-# %% ../../nbs/serving/segmentation.ipynb #4e4ee70c
-_READ = {
-    "users": ("id", "timezone", "currency"),
-    "user_profiles": ("user_id", "opening_balance_minor"),
-    "categories": ("id", "kind"),
-    "transactions": ("user_id", "occurred_at", "amount_minor", "currency", "category_id"),
-    "financial_goals": ("id", "user_id", "target_minor", "currency", "created_at", "due_at", "closed_at"),
-    "goal_contributions": ("goal_id", "contributed_at", "amount_minor"),
-}
-
-
+# %% ../../nbs/serving/segmentation.ipynb #b1a0b6ec
 def _frame(connection: sa.Connection, name: str, where) -> pl.DataFrame:
-    """The rows of a table that meet `where`, in the columns of `_READ`; moments are aware UTC."""
-    columns = [TABLES[name].c[c] for c in _READ[name]]
+    """The rows of a table that meet `where`, in the columns of `NEEDED`; moments are aware UTC."""
+    columns = [TABLES[name].c[c] for c in NEEDED[name]]
     moment = [c.name for c in columns if isinstance(c.type, Moment)]
     micros = connection.dialect.name == "sqlite"  # there a moment is a number, and is left one until it is in the frame
     asked = [sa.type_coerce(c, sa.BigInteger) if micros and c.name in moment else c for c in columns]
@@ -494,10 +484,10 @@ def _frame(connection: sa.Connection, name: str, where) -> pl.DataFrame:
     rows = [tuple(r) for r in connection.execute(sa.select(*asked).where(where))]
     return pl.DataFrame(rows, schema=kinds, orient="row").with_columns(pl.col(moment).cast(pl.Datetime("us", "UTC")))
 
-# %% ../../nbs/serving/segmentation.ipynb #93952d07
+# %% ../../nbs/serving/segmentation.ipynb #5a018852
 def _ledgers(engine: sa.Engine, low: int, high: int, as_of: date) -> Ledgers:
     """The ledgers of the people with ids from `low` to `high`, up to a day and a half after `as_of` in UTC."""
-    t = {name: TABLES[name].c for name in _READ}
+    t = {name: TABLES[name].c for name in NEEDED}
     theirs = lambda column: column.between(low, high)  # noqa: E731
     latest = datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC) + timedelta(hours=36)  # midnight in every zone
     goals = sa.select(t["financial_goals"].id).where(theirs(t["financial_goals"].user_id))
@@ -510,7 +500,7 @@ def _ledgers(engine: sa.Engine, low: int, high: int, as_of: date) -> Ledgers:
         "goal_contributions": t["goal_contributions"].goal_id.in_(goals),
     }
     with explained(engine), engine.connect() as connection:
-        return Ledgers.from_frames({name: _frame(connection, name, where[name]) for name in _READ})
+        return Ledgers.from_frames({name: _frame(connection, name, where[name]) for name in NEEDED})
 
 # %% ../../nbs/serving/segmentation.ipynb #883d4e94
 def _history(ledgers: Ledgers, as_of: date) -> tuple[np.ndarray, np.ndarray]:
