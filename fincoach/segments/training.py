@@ -740,9 +740,8 @@ def _sensitivity(e: Evidence) -> Section:
         picture(intervals(rows, alt="Agreement with the trained segments after each change", xlabel="agreement (adjusted Rand index)")),
         grid(changed, formats={"agreement": ".2f", "low": ".2f", "high": ".2f"})])
 
-# %% ../../nbs/segments/training.ipynb #741d2272
+# %% ../../nbs/segments/training.ipynb #e0a654b1
 def _groups(e: Evidence) -> Section:
-    centres = np.array([c.centroid for c in e.model.parameters.clusters])
     known = sorted(set(e.groups["characteristic"]) - {"everybody", "segment"})
     names = [n.name for n in e.model.naming]
     people = e.groups.filter(pl.col("characteristic") != "segment")
@@ -752,7 +751,7 @@ def _groups(e: Evidence) -> Section:
             "Nothing is known about age, household or income of these people, so no comparison between groups can be made.")
     moves = pl.DataFrame(e.lasting.moves, schema=[str(x) for x in e.lasting.labels], orient="row").insert_column(0, pl.Series("twelve weeks before", [str(x) for x in e.lasting.labels]))
     return Section("groups", "", "Each segment by itself, and whether groups of people are treated alike.", [
-        picture(heatmap(centres, names, [n.replace("_", " ") for n in e.model.names], alt="Each segment's centre, in standard deviations from the average person",
+        picture(heatmap(e.model.profile.T, [n.replace("_", " ") for n in e.model.names], names, alt="Each segment's centre, in standard deviations from the average person",
                         label="standard deviations from the average")),
         text(said), picture(shares(bars, alt="Shares of segments in each group of people", colours=_colours(e))),
         grid(e.groups.select("characteristic", "group", "people", "confidence", "between"), formats={"people": ",.0f", "confidence": ".2f", "between": ".0%"},
