@@ -13,16 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fincoach.data.database import conform, connect, upgrade
-from fincoach.data.sources import (
-    ROW_RULES,
-    CsvMapping,
-    SourceError,
-    check_mapping,
-    read_complete_journey,
-    read_csv,
-    read_mapping,
-    read_source,
-)
+from fincoach.data.delimited import ROW_RULES, CsvMapping, check_mapping, read_csv, read_mapping
+from fincoach.data.journey import read_complete_journey
+from fincoach.data.source import SourceError
+from fincoach.data.sources import read_source
 from fincoach.data.tables import CATEGORY_ID, TABLES
 
 PLAIN = {"user": "user", "date": "date", "amount": "amount"}
@@ -243,15 +237,6 @@ def test_signs(tmp_path):
 @pytest.mark.parametrize(("currency", "minor"), [("JPY", -1235), ("EUR", -123456), ("KWD", -1234560)])
 def test_minor_units_follow_the_currency(tmp_path, currency, minor):
     assert kept(read(tmp_path, f'user,date,amount,currency\nann,2025-01-01,"-1,234.56",{currency}\n'))[0][1:] == (minor, currency)
-
-
-def test_currencies_have_the_same_decimals_everywhere():
-    from fincoach.data.validate import NO_MINOR, THREE_MINOR
-    from fincoach.features.ledger import unit_of
-
-    assert {unit_of(c) for c in NO_MINOR} == {1.0}
-    assert {unit_of(c) for c in THREE_MINOR} == {0.001}
-    assert unit_of("EUR") == 0.01
 
 
 def test_zones(tmp_path):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['INCOME', 'ESSENTIAL', 'DISCRETIONARY', 'SAVING', 'DEBT', 'FEE', 'TRANSFER', 'KINDS', 'CATEGORIES', 'CATEGORY_ID',
-           'Key', 'NAMING', 'SEGMENTS', 'TABLES', 'Category', 'Moment', 'to_micros', 'from_micros', 'Base', 'User',
-           'UserProfile', 'CategoryRow', 'Transaction', 'Product', 'UserPurchase', 'FinancialGoal', 'GoalContribution',
-           'RecommendationHistory', 'RecommendationFeedback', 'UserSegment']
+           'NO_MINOR', 'THREE_MINOR', 'Key', 'NAMING', 'SEGMENTS', 'TABLES', 'Category', 'Moment', 'to_micros',
+           'from_micros', 'decimals', 'Base', 'User', 'UserProfile', 'CategoryRow', 'Transaction', 'Product',
+           'UserPurchase', 'FinancialGoal', 'GoalContribution', 'RecommendationHistory', 'RecommendationFeedback',
+           'UserSegment']
 
 # %% ../../nbs/data/tables.ipynb #c63c78e9
 from datetime import UTC, datetime
@@ -79,6 +80,15 @@ def from_micros(micros: int) -> datetime:
     """The aware UTC `datetime` that is `micros` microseconds after 1970-01-01."""
     seconds, rest = divmod(micros, 1_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
+
+# %% ../../nbs/data/tables.ipynb #d2f08676
+NO_MINOR = frozenset(["BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"])
+THREE_MINOR = frozenset(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"])
+
+
+def decimals(currency: str | None) -> int:
+    """How many decimals amounts of an ISO 4217 currency have: 2 for EUR, 0 for JPY, 3 for KWD."""
+    return 0 if currency in NO_MINOR else 3 if currency in THREE_MINOR else 2
 
 # %% ../../nbs/data/tables.ipynb #93418857
 Key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")

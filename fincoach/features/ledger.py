@@ -7,7 +7,7 @@ __all__ = ['NEVER', 'TARGET', 'START', 'DUE', 'END', 'GOAL', 'DAY', 'AMOUNT', 'N
            'clocks', 'localise', 'settle', 'in_blocks', 'unit_of', 'Person', 'kinds_by_category', 'ledger', 'Ledgers',
            'person_from_rows']
 
-# %% ../../nbs/features/ledger.ipynb #c8cbbff4
+# %% ../../nbs/features/ledger.ipynb #7558ad65
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import numba
 import numpy as np
 import polars as pl
 
-from ..data.tables import CATEGORIES, KINDS
+from ..data.tables import CATEGORIES, KINDS, decimals
 
 # %% ../../nbs/features/ledger.ipynb #a260974d
 def compiled(function):
@@ -157,14 +157,10 @@ def in_blocks(offsets: np.ndarray, work, threads: int | None = None):
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, edges[:-1], edges[1:]))
 
-# %% ../../nbs/features/ledger.ipynb #438bcc2d
-_CODES = {0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF", 3: "BHD IQD JOD KWD LYD OMR TND"}
-_DECIMALS = {code: decimals for decimals, codes in _CODES.items() for code in codes.split()}
-
-
+# %% ../../nbs/features/ledger.ipynb #d08d60c5
 def unit_of(currency: str) -> float:
     """What one minor unit of an ISO 4217 currency is in major units: 0.01 for EUR, 1 for JPY, 0.001 for KWD."""
-    return 10.0 ** -_DECIMALS.get(currency, 2)
+    return 10.0 ** -decimals(currency)
 
 # %% ../../nbs/features/ledger.ipynb #30f30f9d
 TARGET, START, DUE, END = range(4)  # columns of Person.goals: minor units, days (NEVER where there is none)

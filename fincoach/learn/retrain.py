@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'ParameterError', 'RetrainError', 'Busy', 'locked', 'Prepared', 'prepare', 'newest_day', 'notebook_path',
            'notebook_parameters', 'check_parameters', 'run_notebook', 'RetrainResult', 'retrain']
 
-# %% ../../nbs/learn/retrain.ipynb #9fc39286
+# %% ../../nbs/learn/retrain.ipynb #1e4cf618
 import hashlib
 import json
 import math
@@ -32,7 +32,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from ..data.database import connect, load, upgrade
 from ..data.export import DataExporter, Snapshot
-from ..data.sources import Source, read_source
+from ..data.source import Source
+from ..data.sources import read_source
 from ..data.validate import Finding
 from ..evaluate.publish import publish_notebook
 from ..segments.training import Recipe, code_hash, train_segmentation, version_name
