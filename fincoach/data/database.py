@@ -166,8 +166,8 @@ def explained(engine: sa.Engine, revision: bool = True):
         raise DatabaseError(f"{_where(engine)}: {said}") from error
 
 # %% ../../nbs/data/database.ipynb #a798514c
-def _migrate(engine: sa.Engine, command: str, *args, **kw):
-    """Runs one of Alembic's commands in one transaction, and checks the foreign keys before it ends."""
+def _migrate(engine: sa.Engine, command: str, *args, first=None, **kw):
+    """Runs `first(connection)` and one of Alembic's commands in one transaction, and checks the foreign keys before it ends."""
     from alembic import command as commands
     from alembic.config import Config
 
@@ -176,28 +176,33 @@ def _migrate(engine: sa.Engine, command: str, *args, **kw):
     if _is_missing(engine):
         Path(engine.url.database).touch()
     with explained(engine, revision=False), writing(engine, keys=False) as connection:
+        if first is not None:
+            first(connection)
         config.attributes["connection"] = connection
         getattr(commands, command)(config, *args, **kw)
         if engine.dialect.name == "sqlite" and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()):
             raise DatabaseError(f"row {broken[1]} of {broken[0]} points to a row of {broken[2]} that is not there: nothing was changed")
 
 # %% ../../nbs/data/database.ipynb #be84fd6a
-def upgrade(engine: sa.Engine) -> None:
-    """Brings the tables to this package's revision; a new database gets them all, and the categories. Keeps all rows."""
+def upgrade(engine: sa.Engine, revision: str = "head") -> None:
+    """Brings the tables to this package's revision, or to an earlier one; a new database gets the categories. Keeps all rows."""
     if (found := state(engine)) in ("foreign", "newer"):
         raise DatabaseError(_ADVICE[found].format(where=_where(engine)))
     if found != "current":
-        _migrate(engine, "upgrade", "head")
+        _migrate(engine, "upgrade", revision)
 
 
-def downgrade(engine: sa.Engine, revision: str) -> None:
-    """Takes the tables back to `revision`; `"base"` drops them all, **with their rows**."""
+def downgrade(engine: sa.Engine, revision: str, first=None) -> None:
+    """Takes the tables back to `revision`; `"base"` drops them all, **with their rows**.
+
+    `first` is called with the connection before, in the same transaction: what it raises leaves everything as it was.
+    """
     if revision != "base" and revision not in REVISIONS:
         raise DatabaseError(f"there is no revision {revision!r}: there are base, {', '.join(REVISIONS)}")
     if (found := state(engine)) in ("foreign", "newer"):
         raise DatabaseError(_ADVICE[found].format(where=_where(engine)))
     if found not in ("missing", "empty"):
-        _migrate(engine, "downgrade", revision)
+        _migrate(engine, "downgrade", revision, first=first)
 
 
 def revision(engine: sa.Engine, message: str) -> None:
@@ -272,10 +277,10 @@ def _check_rules(name: str, frame: pl.DataFrame) -> None:
             broken = frame.filter(~pl.sql_expr(str(rule.sqltext)))
             if len(broken):
                 raise DatabaseError(f"{name}: {len(broken)} rows break the rule {rule.sqltext}: for example {broken.row(0, named=True)}")
-    keys = [r.columns for r in table.constraints if isinstance(r, sa.UniqueConstraint | sa.PrimaryKeyConstraint)]
-    for key in keys + [index.columns for index in table.indexes if index.unique]:
+    keys = [(r.columns, None) for r in table.constraints if isinstance(r, sa.UniqueConstraint | sa.PrimaryKeyConstraint)]
+    for key, where in keys + [(i.columns, i.dialect_options["sqlite"]["where"]) for i in table.indexes if i.unique]:
         columns = [c.name for c in key]
-        some = frame.select(columns).drop_nulls()
+        some = (frame if where is None else frame.filter(pl.sql_expr(str(where)))).select(columns).drop_nulls()
         twice = some.filter(some.is_duplicated()) if len(columns) > 1 else some.filter(some.to_series().is_duplicated())
         if len(twice):
             raise DatabaseError(f"{name}.{', '.join(columns)} must be unique, but is twice {twice.row(0)} in these frames")
