@@ -141,13 +141,13 @@ def test_a_batch_change_of_a_table_keeps_its_children(lite, tmp_path, monkeypatc
     load(lite, {"users": people(), "transactions": rows(range(1, 50))})
     copy = tmp_path / "migrations"
     shutil.copytree(database.MIGRATIONS, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "versions/0002_nickname.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '0002', '0001'\n"
+    (copy / "versions/9000_nickname.py").write_text(
+        f"import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '9000', '{REVISIONS[-1]}'\n"
         "def upgrade():\n    with op.batch_alter_table('users', recreate='always') as t:\n        t.add_column(sa.Column('nickname', sa.String(8)))\n"
         "def downgrade():\n    with op.batch_alter_table('users', recreate='always') as t:\n        t.drop_column('nickname')\n"
     )
     monkeypatch.setattr(database, "MIGRATIONS", copy)
-    monkeypatch.setattr(database, "REVISIONS", ("0001", "0002"))
+    monkeypatch.setattr(database, "REVISIONS", (*REVISIONS, "9000"))
     assert state(lite) == "behind"
     with pytest.raises(DatabaseError, match=r"older revision .*`fincoach db upgrade`"):
         require(lite)
@@ -155,7 +155,7 @@ def test_a_batch_change_of_a_table_keeps_its_children(lite, tmp_path, monkeypatc
     assert state(lite) == "current"
     assert counts(lite)["transactions"] == 49
     assert "nickname" in {c["name"] for c in sa.inspect(lite).get_columns("users")}
-    downgrade(lite, "0001")
+    downgrade(lite, REVISIONS[-1])
     assert counts(lite)["transactions"] == 49
     assert drift(lite) == []
 
@@ -165,13 +165,13 @@ def test_a_migration_that_fails_changes_nothing(lite, tmp_path, monkeypatch):
 
     copy = tmp_path / "migrations"
     shutil.copytree(database.MIGRATIONS, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "versions/0002_broken.py").write_text(
-        "from alembic import op\nrevision, down_revision = '0002', '0001'\n"
+    (copy / "versions/9000_broken.py").write_text(
+        f"from alembic import op\nrevision, down_revision = '9000', '{REVISIONS[-1]}'\n"
         "def upgrade():\n    op.drop_table('recommendation_feedback')\n    op.execute('SELECT * FROM nowhere')\n"
         "def downgrade():\n    pass\n"
     )
     monkeypatch.setattr(database, "MIGRATIONS", copy)
-    monkeypatch.setattr(database, "REVISIONS", ("0001", "0002"))
+    monkeypatch.setattr(database, "REVISIONS", (*REVISIONS, "9000"))
     with pytest.raises(DatabaseError, match="nowhere"):
         upgrade(lite)
     monkeypatch.undo()
@@ -188,7 +188,7 @@ def test_revision_writes_what_must_change(lite, tmp_path, monkeypatch):
     with writing(lite) as c:
         c.exec_driver_sql("DROP TABLE recommendation_feedback")
     revision(lite, "feedback again")
-    (made,) = (copy / "versions").glob("0002_*.py")
+    (made,) = (copy / "versions").glob(f"{int(REVISIONS[-1]) + 1:04d}_*.py")
     assert 'create_table("recommendation_feedback"' in made.read_text().replace("'", '"')
     compile(made.read_text(), made.name, "exec")
 
