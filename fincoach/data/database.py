@@ -70,7 +70,7 @@ def _prepare_sqlite(engine: sa.Engine, wait: float) -> None:
     def on_begin(connection):
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
 
-# %% ../../nbs/data/database.ipynb #345796fe
+# %% ../../nbs/data/database.ipynb #457f46b6
 def connect(url: str, wait: float = 10.0) -> sa.Engine:
     """An engine for the database at `url`, an SQLAlchemy URL such as `sqlite:///var/fincoach.db`.
 
@@ -81,7 +81,7 @@ def connect(url: str, wait: float = 10.0) -> sa.Engine:
         url = sa.make_url(url)
         if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(url)
+        engine = sa.create_engine(url, **({"client_encoding": "utf8"} if url.drivername == "postgresql+psycopg" else {}))
     except sa.exc.ArgumentError:
         raise DatabaseError(f"{url!r} is no database URL: write sqlite:///path/to/file.db or "
                             "postgresql+psycopg://user@host/name") from None
@@ -136,7 +136,7 @@ def require(engine: sa.Engine) -> None:
     if (found := state(engine)) != "current":
         raise DatabaseError(_ADVICE[found].format(where=_where(engine)))
 
-# %% ../../nbs/data/database.ipynb #9074f799
+# %% ../../nbs/data/database.ipynb #4a5c4938
 _SAID = (
     (r"database is locked|database table is locked", "{where} is being written by another process: try again when it is done"),
     (r"file is not a database|file is encrypted", "{where} is not an SQLite database"),
@@ -144,6 +144,13 @@ _SAID = (
     (r"unable to open", "{where} cannot be opened: is the folder there, and may you write in it?"),
     (r"readonly|read-only", "{where} is read-only"),
     (r"disk is full|No space left", "there is no room left on the disk of {where}"),
+    (r"permission denied|must be owner", "the user of {where} may not do this ({said}): its owner can allow it with GRANT"),
+    (r"password authentication|no password supplied|no pg_hba.conf entry|role .* (does not exist|is not permitted)", "{where} does not let this user in: {said}"),
+    (r"database .* does not exist", "the server has no database for {where}: make one with CREATE DATABASE"),
+    (r"no schema has been selected", "the search_path of {where} names no schema that is there: make one with CREATE SCHEMA"),
+    (r"deadlock detected|could not serialize|due to lock timeout", "{where} is being written by another process: nothing was stored, try again when it is done"),
+    (r"server closed the connection|terminating connection|connection (is|was|has been) (lost|closed)|the database system is",
+     "the server of {where} stopped or hung up: what was not finished is not stored; try again when it runs"),
     (r"could not connect|[Cc]onnection (refused|failed)|failed to resolve", "no answer from {where}: is the server running?"),
 )
 
@@ -160,12 +167,12 @@ def explained(engine: sa.Engine, revision: bool = True):
         said = str(getattr(error, "orig", error)).strip()
         for pattern, words in _SAID:
             if re.search(pattern, said):
-                raise DatabaseError(words.format(where=_where(engine))) from error
+                raise DatabaseError(words.format(where=_where(engine), said=said.splitlines()[0])) from error
         if revision and re.search(r"no such (table|column)|does not exist", said):
             require(engine)
         raise DatabaseError(f"{_where(engine)}: {said}") from error
 
-# %% ../../nbs/data/database.ipynb #a798514c
+# %% ../../nbs/data/database.ipynb #96e6311f
 def _migrate(engine: sa.Engine, command: str, *args, first=None, **kw):
     """Runs `first(connection)` and one of Alembic's commands in one transaction, and checks the foreign keys before it ends."""
     from alembic import command as commands
@@ -183,7 +190,7 @@ def _migrate(engine: sa.Engine, command: str, *args, first=None, **kw):
         if engine.dialect.name == "sqlite" and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()):
             raise DatabaseError(f"row {broken[1]} of {broken[0]} points to a row of {broken[2]} that is not there: nothing was changed")
 
-# %% ../../nbs/data/database.ipynb #be84fd6a
+# %% ../../nbs/data/database.ipynb #370edb8d
 def upgrade(engine: sa.Engine, revision: str = "head") -> None:
     """Brings the tables to this package's revision, or to an earlier one; a new database gets the categories. Keeps all rows."""
     if (found := state(engine)) in ("foreign", "newer"):
@@ -255,7 +262,7 @@ def _cast(name: str, column: sa.Column, series: pl.Series) -> pl.Series:
         raise DatabaseError(f"{where} is {found}: must be {wanted}{units}")
     return series.cast(wanted)
 
-# %% ../../nbs/data/database.ipynb #3164ab3f
+# %% ../../nbs/data/database.ipynb #5750628e
 def _check(name: str, column: sa.Column, series: pl.Series) -> None:
     """Raises a `DatabaseError` for a value that the column cannot hold on one of the databases."""
     where = f"{name}.{column.name}"
@@ -267,8 +274,13 @@ def _check(name: str, column: sa.Column, series: pl.Series) -> None:
         raise DatabaseError(f"{where} has a number of {series.abs().max()}: must be under 2,147,483,648")
     if series.dtype == pl.Float64 and not series.is_finite().all():
         raise DatabaseError(f"{where} has a number that is not finite")
+    if isinstance(series.dtype, pl.Datetime) and not series.dt.year().is_between(1, 9999).all():
+        raise DatabaseError(f"{where} has a moment outside the years 1 to 9999")
+    if series.dtype == pl.String and (series.str.contains("\0", literal=True)).any():
+        row = series.str.contains("\0", literal=True).arg_max()
+        raise DatabaseError(f"{where} has a NUL character, which PostgreSQL cannot store, first in row {row}: take it out with .str.replace_all")
 
-# %% ../../nbs/data/database.ipynb #58789716
+# %% ../../nbs/data/database.ipynb #0aa81cc2
 def _check_rules(name: str, frame: pl.DataFrame) -> None:
     """Raises a `DatabaseError` for a row that breaks a check of the table, or has the same key as another."""
     table = TABLES[name]
@@ -348,28 +360,53 @@ def new_categories(rows: pl.DataFrame, there: pl.DataFrame) -> pl.DataFrame:
         raise DatabaseError(f"category {id} is {name_there} ({kind_there}), and cannot become {name} ({kind}): use a new number")
     return rows.join(there, on="id", how="anti")
 
-# %% ../../nbs/data/database.ipynb #988baed3
+# %% ../../nbs/data/database.ipynb #11ce1508
 _AT_ONCE = 100
 
 
-def _insert(connection: sa.Connection, name: str, frame: pl.DataFrame, bar) -> None:
-    """Appends the rows of a conforming frame to their table."""
-    sqlite = connection.dialect.name == "sqlite"
-    if sqlite:
-        frame = frame.with_columns(pl.selectors.datetime().to_physical())
-    columns = ", ".join(connection.dialect.identifier_preparer.quote(c) for c in frame.columns)
-    row = f"({', '.join(['?' if sqlite else '%s'] * frame.width)})"
-    start, width, step = f"INSERT INTO {name} ({columns}) VALUES ", frame.width, frame.width * _AT_ONCE
-    cursor = connection.connection.cursor()
+def _insert(cursor, into: str, frame: pl.DataFrame, bar) -> None:
+    """Appends the rows of a conforming frame to a table of SQLite; `into` is its name with the columns."""
+    frame = frame.with_columns(pl.selectors.datetime().to_physical())
+    row = f"({', '.join(['?'] * frame.width)})"
+    start, width, step = f"INSERT INTO {into} VALUES ", frame.width, frame.width * _AT_ONCE
     for part in frame.iter_slices(20_000):
         cells = list(chain.from_iterable(zip(*(c.to_list() for c in part), strict=True)))
         whole = len(cells) // step * step
         cursor.executemany(start + ", ".join([row] * _AT_ONCE), [cells[i : i + step] for i in range(0, whole, step)])
         cursor.executemany(start + row, [cells[i : i + width] for i in range(whole, len(cells), width)])
         bar.update(len(part))
-    cursor.close()
 
-# %% ../../nbs/data/database.ipynb #a77987cb
+# %% ../../nbs/data/database.ipynb #6cb9ce18
+_MARKS = (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r"))  # the backslash first
+
+
+def _copy_text(frame: pl.DataFrame) -> str:
+    """The rows as the text that PostgreSQL's `COPY` reads, a line a row."""
+    marked = [c.name for c in frame if c.dtype == pl.String and c.str.contains(r"[\\\t\n\r]").any()]
+    for mark, written in _MARKS if marked else ():
+        frame = frame.with_columns(pl.col(marked).str.replace_all(mark, written, literal=True))
+    return frame.write_csv(separator="\t", quote_style="never", null_value=r"\N", include_header=False,
+                           datetime_format="%Y-%m-%d %H:%M:%S%.6f+00")
+
+
+def _copy(cursor, into: str, frame: pl.DataFrame, bar) -> None:
+    """Appends the rows of a conforming frame to a table of PostgreSQL; `into` is its name with the columns."""
+    with cursor.copy(f"COPY {into} FROM STDIN") as stream:
+        for part in frame.iter_slices(20_000):
+            stream.write(_copy_text(part))
+            bar.update(len(part))
+
+# %% ../../nbs/data/database.ipynb #e4e94357
+def _refused(error) -> str:
+    """What a driver's `IntegrityError` says, for somebody who knows the frames and not the database."""
+    about = getattr(error, "diag", None)  # psycopg's
+    if about is None:
+        return str(error).strip().replace("UNIQUE constraint failed:", "the database already has a row with the same")
+    line = re.search(r"^COPY .*, line (\d+)", about.context or "")
+    place = f"row {int(line[1]) - 1} of {about.table_name}" if line else about.table_name
+    return f"{place}: {about.message_detail or about.message_primary}"
+
+# %% ../../nbs/data/database.ipynb #732f78ab
 def load(engine: sa.Engine, frames: Frames, progress: bool = False) -> dict[str, int]:
     """Appends `frames` to the tables, all or nothing; the number of rows a table got.
 
@@ -385,11 +422,12 @@ def load(engine: sa.Engine, frames: Frames, progress: bool = False) -> dict[str,
         total = sum(map(len, frames.values()))
         try:
             with tqdm(total=total, desc="loading", unit=" rows", unit_scale=True, disable=not progress) as bar:
+                cursor = connection.connection.cursor()
                 for name, frame in frames.items():
-                    _insert(connection, name, frame, bar)
+                    columns = ", ".join(map(engine.dialect.identifier_preparer.quote, frame.columns))
+                    (_copy if engine.dialect.name == "postgresql" else _insert)(cursor, f"{name} ({columns})", frame, bar)
         except engine.dialect.loaded_dbapi.IntegrityError as error:
-            said = str(error).strip().replace("UNIQUE constraint failed:", "the database already has a row with the same")
-            raise DatabaseError(f"{said}: nothing was loaded") from error
+            raise DatabaseError(f"{_refused(error)}: nothing was loaded") from error
     return {name: len(frame) for name, frame in frames.items()}
 
 
