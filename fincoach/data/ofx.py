@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['read_ofx']
 
-# %% ../../nbs/data/ofx.ipynb #d6647da1
+# %% ../../nbs/data/ofx.ipynb #49050c8e
 import re
 from collections.abc import Iterator
 from html import unescape
+from itertools import accumulate
 
 from .source import SourceError, Statement, exact_minor
 from .tally import Tally, decode, iso_day, opening_day, statement
@@ -126,13 +127,13 @@ def _correct(tally: Tally, entries: list[dict[str, str]]) -> None:
     if outside := sorted(set(gone) - known):
         tally.note("warning", "bank_id", "corrects another file", "These entries, in files of earlier periods, were corrected by the bank.", outside)
 
-# %% ../../nbs/data/ofx.ipynb #dfee2ea7
-def _account(block: _Block, name: str, form: str) -> Tally:
-    """The tally of one block."""
+# %% ../../nbs/data/ofx.ipynb #8fa5ee46
+def _account(block: _Block, name: str, form: str, first: int = 1) -> Tally:
+    """The tally of one block, whose entries are numbered from `first`."""
     values = block.values
     number = next((values[k] for k in ("BANKACCTFROM.ACCTID", "CCACCTFROM.ACCTID", "INVACCTFROM.ACCTID") if k in values), "")
     tally = Tally(name, form, number, values.get("CURDEF", ""))
-    for row, entry in enumerate(block.entries, start=1):
+    for row, entry in enumerate(block.entries, start=first):
         _entry(tally, row, entry)
     _correct(tally, block.entries)
     tally.opens = iso_day(values.get("DTSTART")) or opening_day(None, tally.records)
@@ -148,13 +149,13 @@ def _account(block: _Block, name: str, form: str) -> Tally:
                        (f"{values['LEDGERBAL.BALAMT']} on {as_of}, entries until {until}",))
     if block.securities:
         tally.note("warning", "", "investment", "Securities are not read, only the money moved: use the broker's cash account.", count=block.securities)
-    odd = [f"entry {n}" for n, e in enumerate(block.entries, 1) if (e.get("TRNTYPE"), e.get("TRNAMT", "-")[:1] == "-") in (("DEBIT", False), ("CREDIT", True))
+    odd = [f"entry {n}" for n, e in enumerate(block.entries, first) if (e.get("TRNTYPE"), e.get("TRNAMT", "-")[:1] == "-") in (("DEBIT", False), ("CREDIT", True))
            and e.get("TRNAMT", "0").strip("-+0.,")]
     if odd:
         tally.note("warning", "amount", "sign and kind disagree", "A debit that is positive, or a credit that is negative; the sign was believed.", odd)
     return tally
 
-# %% ../../nbs/data/ofx.ipynb #a8a98b1e
+# %% ../../nbs/data/ofx.ipynb #d3039c28
 def read_ofx(raw: bytes, name: str) -> list[Statement]:
     """The accounts in an OFX 1.x, OFX 2.x or QFX file, in its order; `account` is the number in the file.
 
@@ -174,7 +175,8 @@ def read_ofx(raw: bytes, name: str) -> list[Statement]:
         said = f"; the bank said {about.get('MESSAGE', '')!r} (code {about['CODE']})" if about.get("CODE", "0") != "0" else ""
         raise SourceError(f"{name} holds no statement of a bank or card{said}: export the account's transactions")
     form = f"{'qfx' if 'INTU.BID' in about else 'ofx'} {version}".strip()
-    tallies = [_account(block, name, form) for block in blocks]
+    firsts = accumulate((len(block.entries) for block in blocks), initial=1)
+    tallies = [_account(block, name, form, first) for block, first in zip(blocks, firsts, strict=False)]
     if not re.search(r"</OFX\s*>\s*\Z", text[-100:], re.IGNORECASE):
         tallies[-1].note("error", "", "file cut off", "The file ends before </OFX>, so entries may be missing: export it again.", count=1)
     return [statement(tally, found if n == 0 else ()) for n, tally in enumerate(tallies)]
