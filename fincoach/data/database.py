@@ -136,7 +136,7 @@ def require(engine: sa.Engine) -> None:
     if (found := state(engine)) != "current":
         raise DatabaseError(_ADVICE[found].format(where=_where(engine)))
 
-# %% ../../nbs/data/database.ipynb #4a5c4938
+# %% ../../nbs/data/database.ipynb #53f75a77
 _SAID = (
     (r"database is locked|database table is locked", "{where} is being written by another process: try again when it is done"),
     (r"file is not a database|file is encrypted", "{where} is not an SQLite database"),
@@ -155,6 +155,16 @@ _SAID = (
 )
 
 
+def explanation(engine: sa.Engine, said: str, revision: bool = True) -> DatabaseError:
+    """What a driver `said`, for somebody who has to do something about it. `revision` as in `explained`, which also raises it."""
+    for pattern, words in _SAID:
+        if re.search(pattern, said):
+            return DatabaseError(words.format(where=_where(engine), said=said.splitlines()[0]))
+    if revision and re.search(r"no such (table|column)|does not exist", said):
+        require(engine)
+    return DatabaseError(f"{_where(engine)}: {said}")
+
+
 @contextmanager
 def explained(engine: sa.Engine, revision: bool = True):
     """Turns an error of the driver inside into a `DatabaseError` that says what happened and what to do.
@@ -164,13 +174,7 @@ def explained(engine: sa.Engine, revision: bool = True):
     try:
         yield
     except (sa.exc.DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
-        said = str(getattr(error, "orig", error)).strip()
-        for pattern, words in _SAID:
-            if re.search(pattern, said):
-                raise DatabaseError(words.format(where=_where(engine), said=said.splitlines()[0])) from error
-        if revision and re.search(r"no such (table|column)|does not exist", said):
-            require(engine)
-        raise DatabaseError(f"{_where(engine)}: {said}") from error
+        raise explanation(engine, str(getattr(error, "orig", error)).strip(), revision) from error
 
 # %% ../../nbs/data/database.ipynb #96e6311f
 def _migrate(engine: sa.Engine, command: str, *args, first=None, **kw):

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'ORDER', 'FAST_FROM', 'GROUP', 'order', 'SnapshotError', 'batches', 'groups', 'content', 'Snapshot',
            'export_snapshot', 'write_snapshot', 'DataExporter']
 
-# %% ../../nbs/data/export.ipynb #eaaf9479
+# %% ../../nbs/data/export.ipynb #ca81aed3
 import fcntl
 import hashlib
 import json
@@ -14,8 +14,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,10 @@ import sqlalchemy as sa
 from tqdm import tqdm
 
 from . import reader
-from .database import SCHEMA, DatabaseError, Frames, check_references, conform, counts, explained, new_categories, require
+from .database import SCHEMA, DatabaseError, Frames, check_references, conform, counts, explained, explanation, new_categories, require
 from .tables import CATEGORIES, KINDS, SNAPSHOT_TABLES, TABLES, Moment
 
-# %% ../../nbs/data/export.ipynb #04037a6f
+# %% ../../nbs/data/export.ipynb #5378b90a
 FORMAT = 1
 ORDER = {
     "transactions": ("user_id", "occurred_at", "id"),
@@ -55,13 +56,13 @@ def _schema(columns) -> pa.Schema:
     moment = pa.timestamp("us", "UTC")
     return pa.schema([(c.name, moment if isinstance(c.type, Moment) else plain[c.type.python_type]) for c in columns])
 
-# %% ../../nbs/data/export.ipynb #0e7949e9
+# %% ../../nbs/data/export.ipynb #2977efe2
 def _plain_stream(connection: sa.Connection, select: sa.Select, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows of `select` through SQLAlchemy."""
-    result = connection.execute(select, execution_options={"yield_per": reader.BATCH})
-    for rows in result.partitions():
-        columns = zip(*rows, strict=True)
-        yield pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+    with closing(connection.execute(select, execution_options={"yield_per": reader.BATCH})) as result:
+        for rows in result.partitions():
+            columns = zip(*rows, strict=True)
+            yield pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
 # %% ../../nbs/data/export.ipynb #db203c39
 def _signed(select: sa.Select) -> sa.Select:
@@ -86,8 +87,44 @@ def _fast_stream(stream: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa
     """The rows of one statement of the reading process."""
     return (_unsigned(batch, schema) for batch in stream)
 
-# %% ../../nbs/data/export.ipynb #a1ddc83e
-FAST_FROM = 16 * 2**20  # bytes: SQLite files from this size on are read by a process of their own
+# %% ../../nbs/data/export.ipynb #e5340eea
+def _typed_stream(stream: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of one statement of PostgreSQL, in the types of `schema`."""
+    for batch in stream:
+        yield pa.record_batch([a.cast(f.type) for a, f in zip(batch.columns, schema, strict=True)], schema=schema)
+
+
+def _conninfo(engine: sa.Engine) -> str:
+    """What libpq needs to connect as `engine` does, password and all."""
+    from psycopg.conninfo import make_conninfo
+
+    with engine.connect() as connection:
+        info = connection.connection.driver_connection.info
+        secret = {"password": info.password} if info.password else {}
+        return make_conninfo(**info.get_parameters(), **secret)
+
+# %% ../../nbs/data/export.ipynb #dba3a4e8
+FAST_FROM = 16 * 2**20  # bytes: databases from this size on are read the fast way
+
+
+@contextmanager
+def _fast(engine: sa.Engine, selects: dict[str, sa.Select]):
+    """Inside `with`: an iterator of `(stream, what makes batches of it)` for each of `selects`. Raises `OSError`."""
+    if engine.dialect.name == "sqlite":
+        said = [str(_signed(s).compile(engine, compile_kwargs={"literal_binds": True})) for s in selects.values()]
+        with reader.streams(engine.url.database, said) as streams:
+            yield ((s, _fast_stream) for s in streams)
+    else:
+        dialect = sa.dialects.postgresql.dialect(paramstyle="named")  # psycopg's own would double each %
+        said = [str(s.compile(dialect=dialect, compile_kwargs={"literal_binds": True})) for s in selects.values()]
+        with reader.server_streams(_conninfo(engine), said) as streams:
+            yield ((s, _typed_stream) for s in streams)
+
+
+def _is_fast(engine: sa.Engine) -> bool:
+    """Whether the database is big enough for the fast way, and there is a driver for it."""
+    there = engine.dialect.name == "sqlite" or (engine.driver == "psycopg" and find_spec("adbc_driver_postgresql") is not None)
+    return there and _bytes(engine) >= FAST_FROM
 
 
 @contextmanager
@@ -98,13 +135,14 @@ def batches(engine: sa.Engine, selects: dict[str, sa.Select]):
     """
     schemas = {name: _schema(select.selected_columns) for name, select in selects.items()}
     with explained(engine):
-        if engine.dialect.name == "sqlite" and _bytes(engine) >= FAST_FROM:
-            said = [str(_signed(s).compile(engine, compile_kwargs={"literal_binds": True})) for s in selects.values()]
+        if _is_fast(engine):
             try:
-                with reader.streams(engine.url.database, said) as streams:
-                    yield ((n, schemas[n], _fast_stream(s, schemas[n])) for n, s in zip(selects, streams, strict=True))
+                with _fast(engine, selects) as streams:
+                    yield ((n, schemas[n], typed(s, schemas[n])) for n, (s, typed) in zip(selects, streams, strict=True))
             except OSError as error:
-                raise DatabaseError(f"{engine.url.database}: {error}") from error
+                if error.errno is not None:  # of the disk that is written to, not of a reader
+                    raise
+                raise explanation(engine, str(error)) from error
         else:
             level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
             with engine.connect().execution_options(**level) as connection:
@@ -112,7 +150,10 @@ def batches(engine: sa.Engine, selects: dict[str, sa.Select]):
 
 
 def _bytes(engine: sa.Engine) -> int:
-    """The size of a SQLite file and its log; 0 in memory."""
+    """The size of a PostgreSQL database, or of a SQLite file and its log; 0 in memory."""
+    if engine.dialect.name == "postgresql":
+        with engine.connect() as connection:
+            return connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar()
     path = engine.url.database
     files = [] if path in (None, "", ":memory:") else [Path(path), Path(f"{path}-wal")]
     return sum(f.stat().st_size for f in files if f.exists())
