@@ -86,7 +86,7 @@ def iso_day(text: str | None) -> date | None:
     found = re.match(r"\s*(\d{4})(-?)(\d\d)\2(\d\d)(?!\d{1,5}(?!\d))", text or "", re.ASCII)
     return day_of(found[1], found[3], found[4]) if found else None
 
-# %% ../../nbs/data/tally.ipynb #ea4ebd1f
+# %% ../../nbs/data/tally.ipynb #4fa5f0fd
 RULES = {
     "unreadable date": ("error", "There is no such day between 1900 and 2200, or it is missing: look the entry up at the bank, and mend the file."),
     "unreadable amount": ("error", "Not a number such as -12.50 with at most the decimals of its currency: look the entry up, and mend the file."),
@@ -98,6 +98,7 @@ RULES = {
     "pending": ("note", "Not booked yet. It comes again as booked, under another number."),
     "replaced": ("note", "A later version of the same entry in this file is kept instead."),
     "removed": ("note", "The bank took this entry back."),
+    "opening balance": ("note", "It is the balance that the account began with, not a payment, and is used as that."),
 }
 
 # %% ../../nbs/data/tally.ipynb #f7236efa
