@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import polars as pl
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import REGCLASS
 from tqdm import tqdm
 
 import fincoach
@@ -187,6 +188,8 @@ def _migrate(engine: sa.Engine, command: str, *args, first=None, **kw):
     if _is_missing(engine):
         Path(engine.url.database).touch()
     with explained(engine, revision=False), writing(engine, keys=False) as connection:
+        if engine.dialect.name == "postgresql":  # who comes second waits, and finds it done; SQLite lets in one writer anyway
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('fincoach'))")
         if first is not None:
             first(connection)
         config.attributes["connection"] = connection
@@ -411,6 +414,15 @@ def _refused(error) -> str:
     return f"{place}: {about.message_detail or about.message_primary}"
 
 # %% ../../nbs/data/database.ipynb #732f78ab
+def _number_on(connection: sa.Connection, table: sa.Table) -> None:
+    """Makes PostgreSQL give the next row a number after those that were loaded; SQLite does so by itself."""
+    column = table.autoincrement_column
+    if column is not None and connection.dialect.name == "postgresql":
+        sequence = sa.cast(sa.func.pg_get_serial_sequence(table.name, column.name), REGCLASS)
+        newest = sa.select(sa.func.max(column)).scalar_subquery()
+        connection.execute(sa.select(sa.func.setval(sequence, sa.func.greatest(newest, sa.func.pg_sequence_last_value(sequence), 1))))
+
+
 def load(engine: sa.Engine, frames: Frames, progress: bool = False) -> dict[str, int]:
     """Appends `frames` to the tables, all or nothing; the number of rows a table got.
 
@@ -430,6 +442,7 @@ def load(engine: sa.Engine, frames: Frames, progress: bool = False) -> dict[str,
                 for name, frame in frames.items():
                     columns = ", ".join(map(engine.dialect.identifier_preparer.quote, frame.columns))
                     (_copy if engine.dialect.name == "postgresql" else _insert)(cursor, f"{name} ({columns})", frame, bar)
+                    _number_on(connection, TABLES[name])
         except engine.dialect.loaded_dbapi.IntegrityError as error:
             raise DatabaseError(f"{_refused(error)}: nothing was loaded") from error
     return {name: len(frame) for name, frame in frames.items()}
