@@ -108,7 +108,10 @@ class Prepared:
 
 # %% ../../nbs/learn/retrain.ipynb #194569c6
 def _digest(file: Path) -> str:
-    """SHA-256 of a file, or a text that says it is not there."""
+    """SHA-256 of a file or of a folder's files, or a text that says it is not there."""
+    if file.is_dir():
+        inside = [[p.relative_to(file).as_posix(), _digest(p)] for p in sorted(file.rglob("*")) if p.is_file()]
+        return hashlib.sha256(json.dumps(inside).encode()).hexdigest()
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
 
 
@@ -123,7 +126,7 @@ def _recipe(source: str, settings: Settings, mapping) -> int:
         except PackageNotFoundError:
             made_of.append("missing")
     else:
-        made_of += [_digest(Path(source)), _digest(Path(mapping)) if mapping else ""]
+        made_of += [_digest(Path(source)), _digest(Path(mapping)) if mapping else "", *(_digest(PACKAGE / "data" / own) for own in ("categories.toml", "presets"))]
     return int(hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8], 16) % (2**31 - 1) + 1
 
 # %% ../../nbs/learn/retrain.ipynb #56d05895
