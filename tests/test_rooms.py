@@ -14,6 +14,7 @@ BELOW = {
     "evaluate": {"data", "features"},
     "serving": {"data", "features"},
     "segments": {"data", "features", "evaluate", "serving"},
+    "recommend": {"data", "features", "evaluate", "serving"},
     "learn": {"data", "features", "evaluate", "serving", "segments"},
 }
 FREE = {"settings", "show", ""}
