@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from datetime import UTC, datetime, timedelta
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
@@ -32,10 +33,14 @@ from fincoach.data.schema import (
     STEPS,
     create_behavioral_tables,
     create_continuous_learning_tables,
+    diagram,
+    meanings,
     restore,
+    schema_page,
     standing,
 )
 from fincoach.data.tables import SNAPSHOT_TABLES, TABLES, Base
+from fincoach.show import html
 
 START = datetime(2025, 3, 1, 8, 30, tzinfo=UTC)
 FIRST = (*SNAPSHOT_TABLES, "user_segments")  # the tables of 0001
@@ -633,3 +638,46 @@ def test_each_index_is_what_its_question_is_answered_with(engine, many):
 
 def test_snapshots_hold_histories_only():
     assert set(SNAPSHOT_TABLES) == set(TABLES) - {"user_segments", *BEHAVIORAL.makes, *LEARNING.makes}
+
+
+def test_every_column_is_explained_and_nothing_else_is():
+    for name, table in TABLES.items():
+        lead, said = meanings(name)
+        assert lead.endswith("."), name
+        assert list(said) == [c.name for c in table.columns], name
+        assert all(said.values()), name
+
+
+def test_the_page_stands_alone_and_shows_everything():
+    text = schema_page()
+    assert text == schema_page()
+    assert not re.search(r"(src|href)=.(?!#|data:)", text), "a link to somewhere else"
+    assert "<script" not in text
+    for name, table in TABLES.items():
+        part = text[text.index(f'id="table-{name}"') :].split('class="entity"')[0]
+        for column in table.columns:
+            assert f"<code>{column.name}</code>" in part
+        for index in table.indexes:
+            assert f"<code>{index.name}</code>" in part
+        for rule in table.constraints:
+            if isinstance(rule, sa.CheckConstraint):
+                assert html(rule.sqltext) in part
+
+
+def test_the_picture_is_xml_in_which_no_two_tables_touch_and_each_line_ends_at_a_table():
+    picture = diagram()
+    root = ElementTree.fromstring(picture[picture.index("<svg") : picture.index("</svg>") + 6])
+    space = "{http://www.w3.org/2000/svg}"
+    width, height = (float(root.get(k)) for k in ("width", "height"))
+    bodies = [[float(r.get(k)) for k in ("x", "y", "width", "height")] for r in root.iter(f"{space}rect") if r.get("class") == "body"]
+    assert len(bodies) == len(TABLES)
+    for i, (x, y, w, h) in enumerate(bodies):
+        assert 0 <= x <= width - w
+        assert 0 <= y <= height - h
+        assert not any(x < a + c and a < x + w and y < b + d and b < y + h for a, b, c, d in bodies[:i])
+    sides = {round(x, 0) for x, _, w, _ in bodies for x in (x, x + w)}
+    lines = [p.get("d") for p in root.iter(f"{space}path") if p.get("class") == "link"]
+    assert len(lines) == sum(len(t.foreign_keys) for t in TABLES.values())
+    for d in lines:
+        begin, end = float(re.match(r"M([\d.]+)", d)[1]), float(re.search(r"H([\d.]+)M", d)[1])
+        assert {round(begin, 0), round(end, 0)} <= sides
