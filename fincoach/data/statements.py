@@ -68,13 +68,13 @@ def detect(raw: bytes, name: str) -> str:
         raise SourceError(f"{name} is no text, and no format that is known: CSV, XLSX, OFX, CAMT.053, MT940, QIF or Plaid's JSON")
     return "csv"
 
-# %% ../../nbs/data/statements.ipynb #3dfff5eb
+# %% ../../nbs/data/statements.ipynb #f1033eed
 _IBAN = re.compile(r"[A-Z]{2}\d{2}[A-Z0-9]{11,30}")
 _MASK = re.compile(r"([A-Z0-9]*?)(?:[*•…#]+|[X.]{2,})([0-9]{2,8})")
 
 
 def _number(account: str) -> tuple[str, str | None]:
-    """An account's letters and digits in upper case, and the kind: "iban", "number", "mask", "name"; "" has None."""
+    """An account's letters and digits in upper case, and the kind: "iban", "number", "mask" (head*tail), "name"; "" has None."""
     bare = re.sub(r"[\s\-/]", "", account).upper()
     key = "".join(c for c in account.casefold() if c.isalnum())
     if not key:
@@ -84,6 +84,8 @@ def _number(account: str) -> tuple[str, str | None]:
     if masked := re.fullmatch(_MASK, bare):
         return f"{masked[1]}*{masked[2]}", "mask"
     digits = re.sub(r"\W", "", bare)
+    if last := re.fullmatch(r"[^\W\d]+\s*\D*\s(\d{4})", account.strip()):  # a name and the last digits: "Everyday 3000"
+        return f"*{last[1]}", "mask"
     return (digits, "number") if sum(c.isdigit() for c in digits) >= 6 and len(digits) - sum(c.isdigit() for c in digits) <= 4 else (key, "name")
 
 
@@ -121,76 +123,18 @@ def _unnamed(groups: dict, days: dict) -> dict[int, str]:
         names |= {s: layout if n == 0 else f"{layout} {n + 1}" for n, group in enumerate(made) for s in group}
     return names
 
-# %% ../../nbs/data/statements.ipynb #3dd0689c
-def _accounts(statements: list[Statement], rows: pl.DataFrame) -> tuple[list[str], list[Finding]]:
-    """For each statement the name of its account, and what was decided or left open."""
-    keys, found = [_number(s.account) for s in statements], []
-    wholes = sorted({k for k in keys if k[1] in ("iban", "number")}, key=lambda k: (k[1] == "iban", len(k[0]), k[0]), reverse=True)
-    home, shown = {}, {}
-    for key in [*wholes, *sorted({k for k in keys if k[1] in ("mask", "name")})]:
-        fits = [k for k in wholes if k in home and home[k] == k and _fits(key, k)] if key[1] != "name" else []
-        home[key] = fits[0] if len(fits) == 1 else key
-        if len(fits) > 1:
-            found.append(Finding("warning", _files_of(statements, keys, key)[0], "account", "account in doubt", len(fits), (_written(statements, keys, key),),
-                                 "It may be any of several accounts, and is kept as one of its own. Name the account in the mapping, or leave the file out."))
-        elif fits:
-            shown[key] = fits[0]
-    days = {n: Counter(zip(part["day"].to_list(), part["amount_minor"].to_list(), strict=True)) for (n,), part in rows.group_by("s")}
-    days |= {n: Counter() for n in range(len(statements)) if n not in days}
-    bare = {}
-    for n, (statement, key) in enumerate(zip(statements, keys, strict=True)):
-        if key[1] is None:
-            bare.setdefault(f"{_layout(statement.format)} {statement.currency}", []).append(n)
-    made = _unnamed(bare, days)
-    names = [made[n] if key[1] is None else _written(statements, keys, home[key]) for n, key in enumerate(keys)]
-    return _by_evidence(names, made, days, statements, found)
-
-
-def _written(statements: list[Statement], keys: list, key) -> str:
-    """How the files write the account: an IBAN without blanks, else as the first file has it, at most 64 characters."""
-    first = min(" ".join(s.account.split()) for s, k in zip(statements, keys, strict=True) if k == key)
-    return key[0] if key[1] == "iban" else first[:64]
-
-
-def _files_of(statements: list[Statement], keys: list, key) -> list[str]:
-    """The files that name the account so."""
-    return [s.file for s, k in zip(statements, keys, strict=True) if k == key]
-
-
-def _layout(form: str) -> str:
-    """The name of a format without its version: "csv:n26" is n26, "ofx 2.0.3" is ofx."""
-    return re.split(r"[\s.]", form.split(":")[-1])[0]
-
-# %% ../../nbs/data/statements.ipynb #5b4bedc3
-def _by_evidence(names: list[str], made: dict, days: dict, statements: list[Statement], found: list[Finding]) -> tuple[list[str], list[Finding]]:
-    """`names` with unnamed accounts replaced by the named one that has the same rows; and the findings about it."""
-    named, money = {}, {}
-    for n, name in enumerate(names):
-        if n not in made:
-            named.setdefault(name, Counter()).update(days[n] - named.get(name, Counter()))
-            money.setdefault(name, set()).add(statements[n].currency)
-    for label in dict.fromkeys(made.values()):
-        mine = [n for n in made if made[n] == label]
-        files = sorted({statements[n].file for n in mine})
-        whole = Counter()
-        for n in mine:
-            whole |= days[n]
-        same = [name for name, theirs in named.items() if statements[mine[0]].currency in money[name] and (a := _agreement(whole, theirs))[0] >= 3 and a[1] >= 0.9]
-        if len(same) == 1:
-            names = [same[0] if n in mine else name for n, name in enumerate(names)]
-            found.append(Finding("note", files[0], "account", "account recognised", len(files), tuple(files[:5]), f"The file names none; its rows are those of {same[0]}."))
-        elif len(files) > 1 or len(same) > 1:
-            found.append(Finding("note", files[0], "account", "unnamed account", len(files), tuple(files[:5]),
-                                 f"These files name no account; they are taken as one, called {label!r}." + " Their rows fit more than one named account." * (len(same) > 1)))
-    return names, found
-
-# %% ../../nbs/data/statements.ipynb #9a6999ac
+# %% ../../nbs/data/statements.ipynb #6a9edd9b
 _RANK = ("camt", "plaid", "csv", "xlsx", "ofx", "mt940", "qif")  # whose texts are the fuller
 
 
 def _family(form: str) -> str:
     """The format without version and preset."""
-    return re.split(r"[\s:.]", form)[0]
+    return re.split(r"[\s:.]", form)[0].replace("qfx", "ofx").replace("qbo", "ofx")
+
+
+def _kind(form: str) -> str:
+    """The format without version, with preset: what texts and numbers depend on."""
+    return _family(form) + ":".join(["", *form.split(":")[1:]])
 
 
 def _stacked(statements: list[Statement]) -> tuple[list[Statement], pl.DataFrame]:
@@ -211,6 +155,63 @@ def _stacked(statements: list[Statement]) -> tuple[list[Statement], pl.DataFrame
     rows = rows.with_columns(pl.when(turned).then(-place).otherwise(place).alias("seq")).drop("up", "down")
     words = plain_text(pl.concat_str(pl.col("payee").fill_null(""), pl.lit(" "), pl.col("text").fill_null("")))
     return statements, rows.sort("s", "seq").with_columns(words.alias("words"))
+
+# %% ../../nbs/data/statements.ipynb #6e5742e4
+def _accounts(statements: list[Statement], rows: pl.DataFrame) -> tuple[list[str], list[Finding]]:
+    """For each statement the name of its account, and what was decided or left open."""
+    keys = [_number(s.account) for s in statements]
+    home, doubt = {}, {}
+    for key in sorted(set(keys) - {("", None)}, key=lambda k: (_KINDS.index(k[1]), -len(k[0]), k[0])):
+        fits = [k for k, h in home.items() if h == k and _fits(key, k)] if key[1] in ("number", "mask") else []
+        home[key] = fits[0] if len(fits) == 1 else key
+        if len(fits) > 1:
+            doubt[key] = fits
+    days = {n: Counter() for n in range(len(statements))}
+    days |= {n: Counter(zip(part["day"].to_list(), part["amount_minor"].to_list(), strict=True)) for (n,), part in rows.group_by("s")}
+    bare = {}
+    for n, (statement, key) in enumerate(zip(statements, keys, strict=True)):
+        if key[1] is None:
+            bare.setdefault(f"{_layout(statement.format)} {statement.currency}", []).append(n)
+    made = _unnamed(bare, days)
+    shown = {key: _written(statements, keys, key) for key in home}
+    names = [made[n] if key[1] is None else shown[home[key]] for n, key in enumerate(keys)]
+    sure = {shown[k] for k, h in home.items() if h == k and k[1] in ("iban", "number")}
+    open_to = {shown[k]: {shown[home[f]] for f in fits} for k, fits in doubt.items()}
+    return _by_evidence(names, sure, open_to, set(made.values()), days, statements)
+
+
+_KINDS = ("iban", "number", "mask", "name")
+
+
+def _written(statements: list[Statement], keys: list, key) -> str:
+    """How the files write the account: an IBAN without blanks, else as the first file has it, at most 64 characters."""
+    first = min(" ".join(s.account.split()) for s, k in zip(statements, keys, strict=True) if k == key)
+    return key[0] if key[1] == "iban" else first[:64]
+
+
+def _layout(form: str) -> str:
+    """The name of a format without its version: "csv:n26" is n26, "ofx 2.0.3" is ofx."""
+    return re.split(r"[\s.]", form.split(":")[-1])[0]
+
+# %% ../../nbs/data/statements.ipynb #9ba00e62
+def _by_evidence(names: list[str], sure: set, open_to: dict, unnamed: set, days: dict, statements: list[Statement]) -> tuple[list[str], list[Finding]]:
+    """`names` where an account without a number is the numbered one that has the same rows; and the findings about it."""
+    whole, found = {}, []
+    for n, name in enumerate(names):
+        whole[name] = whole.get(name, Counter()) | days[n]
+    money = {name: {statements[n].currency for n, m in enumerate(names) if m == name} for name in whole}
+    for label in [name for name in whole if name not in sure]:
+        files = sorted({statements[n].file for n, m in enumerate(names) if m == label})
+        same = [name for name in sorted(open_to.get(label) or sure) if (money[label] | {"XXX"}) & (money[name] | {"XXX"}) and (a := _agreement(whole[label], whole[name]))[0] >= 3 and a[1] >= 0.9]
+        if len(same) == 1:
+            names = [same[0] if m == label else m for m in names]
+            found.append(Finding("note", files[0], "account", "account recognised", len(files), tuple(files[:5]), f"Its rows are those of {same[0]}."))
+        elif label in open_to or len(same) > 1:
+            found.append(Finding("warning", files[0], "account", "account in doubt", len(files), (label, *sorted(open_to.get(label, same))),
+                                 "It may be any of several accounts, and is kept as one of its own. Name the account in the mapping, or leave the file out."))
+        elif label in unnamed and len(files) > 1:
+            found.append(Finding("note", files[0], "account", "unnamed account", len(files), tuple(files[:5]), f"These files name no account; they are taken as one, called {label!r}."))
+    return names, found
 
 # %% ../../nbs/data/statements.ipynb #4bcfa1d1
 def _identified(rows: pl.DataFrame) -> pl.DataFrame:
@@ -273,7 +274,7 @@ def _external_ids(kept: pl.DataFrame) -> pl.Series:
     texts = kept.select(pl.concat_str("currency", pl.col("day").cast(pl.String), pl.col("amount_minor").cast(pl.String), nth, separator="|")).to_series()
     return pl.Series("external_id", [hashlib.blake2b(t.encode(), digest_size=12).hexdigest() for t in texts], dtype=pl.String)
 
-# %% ../../nbs/data/statements.ipynb #fabcf18a
+# %% ../../nbs/data/statements.ipynb #66f893dc
 def _sums(statements: list[Statement], rows: pl.DataFrame) -> pl.DataFrame:
     """For each statement: rows, first, last, opening, closing, balanced, and `jumps`: rows that the running balance does not follow."""
     before = pl.col("balance_minor").shift(1).over("s")
@@ -308,7 +309,7 @@ def _sum_findings(statements: list[Statement], sums: pl.DataFrame) -> list[Findi
             shown = f"{_money(row['opening'], s.currency)} + {_money(row['total'], s.currency)} is not {_money(row['closing'], s.currency)}"
             why = f"{len(s.rejects):,} rows of the file could not be read." if len(s.rejects) else "Rows are missing in the file, or stand in it twice."
             found.append(Finding("error", s.file, "balance", "opening + rows is not closing", 1, (shown,), f"The difference is {_money(gap, s.currency)}. {why}"))
-        if row["jumps"]:
+        if row["jumps"] and not any("balance does not follow" in f.rule for f in s.findings):
             found.append(Finding("error", s.file, "balance", "running balance jumps", row["jumps"], tuple(f"row {n}" for n in row["places"]),
                                  "The balance before plus the amount is not the balance after: rows are missing, or were changed."))
         if row["after"]:
@@ -465,7 +466,7 @@ def _transfers(kept: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
     return kept.with_columns(pl.when(hit).then(CATEGORY_ID["transfer"]).otherwise("category_id").alias("category_id"),
                              pl.when(hit).then(pl.lit("transfer")).otherwise("placed_by").alias("placed_by")).drop("k"), found
 
-# %% ../../nbs/data/statements.ipynb #a796a1ba
+# %% ../../nbs/data/statements.ipynb #e2cd5de5
 def merge(statements: list[Statement], person: str = "me", zone: str | None = None, corrections: dict[str, str] | None = None,
           name: str = "statements", findings: tuple[Finding, ...] = (), as_of: str = "") -> Source:
     """One person's statements as a `Source`: rows once each, accounts recognised, transfers marked, categories placed, sums checked.
@@ -479,7 +480,8 @@ def merge(statements: list[Statement], person: str = "me", zone: str | None = No
         why = "; ".join(sorted({str(f) for f in findings})[:3])
         raise SourceError(f"{name}: there is no row that could be read" + (f": {why}" if why else ""))
     names, found = _accounts(statements, rows)
-    layouts = pl.Series([f"{s.format.split(' ')[0]}|{'#' if s.rows['bank_id'].null_count() < len(s.rows) else ''}|{_signature(s.rows)}" for s in statements])
+    statements, rows = _one_currency(statements, rows, names, found)
+    layouts = pl.Series([f"{_kind(s.format)}|{'#' if s.rows['bank_id'].null_count() < len(s.rows) else ''}|{_signature(s.rows)}" for s in statements])
     rows = rows.with_columns(pl.col("s").replace_strict(range(len(names)), names, return_dtype=pl.String).alias("account"),
                              pl.col("s").replace_strict(range(len(names)), layouts, return_dtype=pl.String).alias("layout"))
     sums = _sums(statements, rows)
@@ -495,6 +497,22 @@ def merge(statements: list[Statement], person: str = "me", zone: str | None = No
     found = [*findings, *(f for s in statements for f in s.findings), *_stray_findings(strays), *found, *_sum_findings(statements, sums), *_chain_findings(statements, sums, rows, offsets),
              *_duplicate_findings(statements, rows), *moved, *told, *_whole_findings(kept, main, zone, as_of, name)]
     return Source(name, _frames(kept, person, zone or "UTC", main, opening), findings=tuple(found), rejects=rejects, files=_files(statements, names, sums, rows, strays))
+
+
+def _one_currency(statements: list[Statement], rows: pl.DataFrame, names: list[str], found: list[Finding]) -> tuple[list[Statement], pl.DataFrame]:
+    """Statements that do not know their currency (XXX; QIF never does) with the one that other files say for the same account."""
+    said = {}
+    for s, name in zip(statements, names, strict=True):
+        if s.currency != "XXX":
+            said.setdefault(name, set()).add(s.currency)
+    know = {n: next(iter(said[name])) for n, (s, name) in enumerate(zip(statements, names, strict=True)) if s.currency == "XXX" and len(said.get(name, ())) == 1}
+    know = {n: c for n, c in know.items() if decimals(c) == decimals("XXX")}
+    if not know:
+        return statements, rows
+    files = tuple(sorted({statements[n].file for n in know}))
+    found.append(Finding("note", files[0], "currency", "currency taken from another file", len(files), files[:5], "The file names none; another of the same account does."))
+    code = pl.when(pl.col("currency") == "XXX").then(pl.col("s").replace_strict(know, default=None, return_dtype=pl.String)).otherwise(None)
+    return [replace(s, currency=know.get(n, s.currency)) for n, s in enumerate(statements)], rows.with_columns(pl.coalesce(code, "currency").alias("currency"))
 
 
 def _signature(rows: pl.DataFrame) -> str:
@@ -606,7 +624,7 @@ def _files(statements: list[Statement], names: list[str], sums: pl.DataFrame, ro
     once = once.join(extra, on="file", how="left", maintain_order="left").with_columns(pl.col("rejected") + pl.when(pl.int_range(pl.len()).over("file") == 0).then(pl.col("far").fill_null(0)).otherwise(0))
     return once.select(pl.col(c).cast(t) for c, t in FILES.items()).sort("file", "account", "currency")
 
-# %% ../../nbs/data/statements.ipynb #8114fc05
+# %% ../../nbs/data/statements.ipynb #7419c13f
 MAX_BYTES, MAX_FILES = 200 * 2**20, 2_000
 _ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".ofx", ".qfx", ".qbo", ".xml", ".sta", ".mt940", ".940", ".qif", ".json", ".camt", ".swi", ".fin", ".mta")
 
@@ -632,11 +650,13 @@ def read_statement(path: str | Path, mapping=None, name: str | None = None) -> l
     raw = read_bytes(path, name)
     kind = detect(raw, name)
     module, function = FORMATS[kind]
-    reader = getattr(import_module(f"fincoach.data.{module}"), function)
     try:
+        reader = getattr(import_module(f"fincoach.data.{module}"), function)
         return reader(raw, name, mapping=mapping) if kind in ("csv", "xlsx") else reader(raw, name)
     except SourceError:
         raise
+    except ImportError as error:
+        raise SourceError(f"{name} needs {error.name}: pip install 'fincoach[statements]'") from None
     except Exception as error:  # a foreign library met what nobody thought of: the person shall not see its traceback
         raise SourceError(f"{name} looks like {kind}, but its reader failed ({type(error).__name__}): please report this, and export the rows as CSV meanwhile") from error
 
