@@ -5,85 +5,96 @@
 # %% auto #0
 __all__ = ['read_camt']
 
-# %% ../../nbs/data/camt.ipynb #71ebe49c
+# %% ../../nbs/data/camt.ipynb #fc934ed9
 import io
 import re
+from functools import lru_cache
+from itertools import islice
 from xml.etree import ElementTree
 
 from .source import SourceError, Statement, exact_minor
 from .tally import Tally, chained, check_size, iso_day, opening_day, statement
 
-# %% ../../nbs/data/camt.ipynb #1060d657
-def _check_head(raw: bytes, name: str) -> None:
-    """Raises `SourceError` for XML with a document type, and for what is no XML."""
+# %% ../../nbs/data/camt.ipynb #2de53bc7
+def _head(raw: bytes, name: str) -> list[str]:
+    """The names of the first two elements; raises `SourceError` for XML with a document type, and for what is no XML."""
     try:
         from defusedxml import DefusedXmlException
         from defusedxml.ElementTree import iterparse
     except ImportError:
         raise SourceError("reading XML safely needs defusedxml: pip install 'fincoach[statements]'") from None
     try:
-        next(iter(iterparse(io.BytesIO(raw), events=("start",), forbid_dtd=True)))
+        return [node.tag for _, node in islice(iterparse(io.BytesIO(raw), events=("start",), forbid_dtd=True), 2)]
     except DefusedXmlException:
         raise SourceError(f"{name} declares a document type or entities, which no bank does: it is not read; export it again") from None
-    except (ElementTree.ParseError, StopIteration, ValueError, LookupError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise SourceError(f"{name} is no XML that can be read ({error}): is it the file that the bank gave?") from None
 
-# %% ../../nbs/data/camt.ipynb #9d080a85
-_SPACE = re.compile(r"\{urn:iso:std:iso:20022:tech:xsd:(camt\.05[234]\.001\.\d\d)\}")
-
-
-def _local(node: ElementTree.Element) -> str:
+# %% ../../nbs/data/camt.ipynb #c7c22eb3
+@lru_cache(4096)
+def _local(tag: str) -> str:
     """The name of an element without its namespace."""
-    return node.tag.rpartition("}")[2]
+    return tag.rpartition("}")[2]
 
 
-def _all(node: ElementTree.Element | None, path: str) -> list[ElementTree.Element]:
-    """The elements under `node` along `path` (names without namespaces, split by /)."""
-    found = [node] if node is not None else []
-    for name in path.split("/"):
-        found = [child for parent in found for child in parent if child.tag.rpartition("}")[2] == name]
-    return found
+def _tree(node: ElementTree.Element) -> dict:
+    """An element as a dict: its text under "", its attributes under "@", and under each name the list of children."""
+    made = {"": node.text, "@": node.attrib}
+    for child in node:
+        made.setdefault(_local(child.tag), []).append(_tree(child))
+    return made
 
 
-def _text(node: ElementTree.Element | None, *paths: str) -> str | None:
-    """The text of the first element that one of `paths` leads to and that has any."""
-    return next((found.text for path in paths for found in _all(node, path) if found.text and found.text.strip()), None)
+def _all(tree: dict | None, path: str) -> list[dict]:
+    """The elements below `tree` along `path` (names split by /)."""
+    first, _, rest = path.partition("/")
+    found = tree.get(first, []) if tree else []
+    return [below for child in found for below in _all(child, rest)] if rest and found else found
 
-# %% ../../nbs/data/camt.ipynb #30e89418
-def _signed(node: ElementTree.Element, otherwise: str | None = None) -> tuple[str, str, bool] | None:
+
+def _text(tree: dict | None, *paths: str) -> str | None:
+    """The text of the first element that one of `paths` leads to and that has any, without blanks around it."""
+    for path in paths:
+        for found in _all(tree, path):
+            if found[""] and (text := found[""].strip()):
+                return text
+    return None
+
+# %% ../../nbs/data/camt.ipynb #2248258f
+def _signed(node: dict, otherwise: str | None = None) -> tuple[str, str, bool] | None:
     """Amount text, currency and whether it goes out, of an element with Amt and CdtDbtInd; None if one is missing."""
     amount = next(iter(_all(node, "Amt")), None)
-    way = (_text(node, "CdtDbtInd") or otherwise or "").strip()
+    way = _text(node, "CdtDbtInd") or otherwise
     if amount is None or way not in ("CRDT", "DBIT"):
         return None
-    return (amount.text or "").strip().removeprefix("+"), amount.get("Ccy", ""), way == "DBIT"
+    return (amount[""] or "").strip().removeprefix("+"), amount["@"].get("Ccy", ""), way == "DBIT"
 
 
-def _payee(details: ElementTree.Element, debit: bool) -> str | None:
+def _payee(details: dict, debit: bool) -> str | None:
     """The other side's name: of the creditor if the payment is a debit, else of the debtor; the ultimate one if that is nameless."""
     role = "Cdtr" if debit else "Dbtr"
     return _text(details, *(f"RltdPties/{r}/{p}Nm" for r in (role, f"Ultmt{role}") for p in ("", "Pty/")))
 
-# %% ../../nbs/data/camt.ipynb #e595aa54
-def _remittance(details: ElementTree.Element | None, entry: ElementTree.Element) -> str | None:
+# %% ../../nbs/data/camt.ipynb #e950f695
+def _remittance(details: dict | None, entry: dict) -> str | None:
     """The purpose of a payment."""
-    free = [n.text for n in _all(details, "RmtInf/Ustrd") if n.text]
-    structured = [n.text for path in ("RmtInf/Strd/CdtrRefInf/Ref", "RmtInf/Strd/AddtlRmtInf") for n in _all(details, path) if n.text]
+    free = [n[""] for n in _all(details, "RmtInf/Ustrd") if n[""]]
+    structured = [n[""] for path in ("RmtInf/Strd/CdtrRefInf/Ref", "RmtInf/Strd/AddtlRmtInf") for n in _all(details, path) if n[""]]
     return " ".join(free or structured) or _text(details, "AddtlTxInf") or _text(entry, "AddtlNtryInf")
 
 
-def _bank_id(*nodes: tuple[ElementTree.Element | None, str]) -> str | None:
+def _bank_id(*nodes: tuple[dict | None, str]) -> str | None:
     """The first of the references that is one."""
-    return next((t.strip() for node, path in nodes if (t := _text(node, path)) and t.strip().upper() not in ("NONREF", "NOTPROVIDED")), None)
+    return next((t for node, path in nodes if (t := _text(node, path)) and t.upper() not in ("NONREF", "NOTPROVIDED")), None)
 
-# %% ../../nbs/data/camt.ipynb #d9ee508e
-def _parts(entry: ElementTree.Element, minor: int, currency: str, way: str) -> list[tuple[ElementTree.Element, str, bool]]:
+# %% ../../nbs/data/camt.ipynb #ccea98b9
+def _parts(entry: dict, minor: int, currency: str, way: str) -> list[tuple[dict, str, bool]]:
     """The payments of a batch (element, amount, whether it goes out), if they are several and add up to `minor`; else none."""
     parts, total = [], 0
     for details in _all(entry, "NtryDtls/TxDtls"):
         own = _signed(details, way)
         if own is None and (inner := next(iter(_all(details, "AmtDtls/TxAmt/Amt")), None)) is not None:
-            own = (inner.text or "").strip(), inner.get("Ccy", ""), (_text(details, "CdtDbtInd") or way).strip() == "DBIT"
+            own = (inner[""] or "").strip(), inner["@"].get("Ccy", ""), (_text(details, "CdtDbtInd") or way) == "DBIT"
         value = exact_minor(own[0], currency) if own and own[1] == currency else None
         if value is None or value < 0:
             return []
@@ -91,19 +102,20 @@ def _parts(entry: ElementTree.Element, minor: int, currency: str, way: str) -> l
         total += -value if own[2] else value
     return parts if len(parts) > 1 and total == minor else []
 
-# %% ../../nbs/data/camt.ipynb #b1e8ea60
-def _entry(tally: Tally, row: int, entry: ElementTree.Element) -> bool:
+# %% ../../nbs/data/camt.ipynb #7a8ea5b4
+def _entry(tally: Tally, row: int, entry: dict) -> bool:
     """One `Ntry` into the tally; True if it is a batch that was kept as one row."""
     details = _all(entry, "NtryDtls/TxDtls")
-    shown = " ".join(t.strip() for t in entry.itertext() if t.strip())[:200]
-    status, signed = (_text(entry, "Sts/Cd", "Sts/Prtry", "Sts") or "BOOK").strip(), _signed(entry)
+    status, signed = _text(entry, "Sts/Cd", "Sts/Prtry", "Sts") or "BOOK", _signed(entry)
+    day = iso_day(_text(entry, "BookgDt/Dt", "BookgDt/DtTm", "ValDt/Dt", "ValDt/DtTm"))
+    told = ("Amt", "CdtDbtInd", "BookgDt/Dt", "BookgDt/DtTm", "AcctSvcrRef", "AddtlNtryInf") if status != "BOOK" or not (day and signed) else ()
+    shown = " ".join(t for path in told if (t := _text(entry, path)))
     if status != "BOOK":
         return bool(tally.set_aside(row, "status", "pending", shown))
     if signed is None or signed[0].startswith("-"):
         return bool(tally.set_aside(row, "amount", "unreadable entry", shown))
     amount, currency, out = signed
-    back = (_text(entry, "RvslInd") or "").strip() in ("true", "1")
-    day = iso_day(_text(entry, "BookgDt/Dt", "BookgDt/DtTm", "ValDt/Dt", "ValDt/DtTm"))
+    back = _text(entry, "RvslInd") in ("true", "1")
     minor = exact_minor(amount, currency) or 0
     parts = _parts(entry, -minor if out else minor, currency, "DBIT" if out else "CRDT") if len(details) > 1 else []
     whole = _bank_id((entry, "AcctSvcrRef"))
@@ -117,17 +129,17 @@ def _entry(tally: Tally, row: int, entry: ElementTree.Element) -> bool:
                    bank_id=whole or _bank_id((only, "Refs/AcctSvcrRef"), (only, "Refs/TxId")))
     return len(details) > 1 and not parts
 
-# %% ../../nbs/data/camt.ipynb #d7702730
-def _balances(tally: Tally, block: ElementTree.Element) -> None:
+# %% ../../nbs/data/camt.ipynb #afbdbe63
+def _balances(tally: Tally, block: dict) -> None:
     """Account, currency, balances and their days of a `Stmt` or `Rpt` into the tally."""
-    tally.account = (_text(block, "Acct/Id/IBAN", "Acct/Id/Othr/Id", "Acct/Id/PrtryAcct/Id", "Acct/Id/BBAN") or "").strip()
+    tally.account = _text(block, "Acct/Id/IBAN", "Acct/Id/Othr/Id", "Acct/Id/PrtryAcct/Id", "Acct/Id/BBAN") or ""
     held: dict[str, list] = {}
     for balance in _all(block, "Bal"):
-        signed, kind = _signed(balance), (_text(balance, "Tp/CdOrPrtry/Cd") or "").strip()
+        signed, kind = _signed(balance), _text(balance, "Tp/CdOrPrtry/Cd")
         if signed and (minor := exact_minor(signed[0], signed[1])) is not None:
             held.setdefault(kind, []).append((-minor if signed[2] else minor, iso_day(_text(balance, "Dt/Dt", "Dt/DtTm")), signed[1]))
     money = [b[2] for kind in ("OPBD", "PRCD", "CLBD", "ITBD") for b in held.get(kind, [])] + [r["currency"] for r in tally.records]
-    tally.currency = (_text(block, "Acct/Ccy") or next(iter(money), "")).strip()
+    tally.currency = _text(block, "Acct/Ccy") or next(iter(money), "")
     between = [b for b in held.get("ITBD", []) if b[2] == tally.currency]
     opened = [b for kind in ("OPBD", "PRCD") for b in held.get(kind, []) if b[2] == tally.currency] or between[:-1]
     closed = [b for b in held.get("CLBD", []) if b[2] == tally.currency][-1:] or between[-1:]
@@ -138,34 +150,31 @@ def _balances(tally: Tally, block: ElementTree.Element) -> None:
     tally.opens = min([tally.opens, *days]) if tally.opens else None
     tally.closes = max([d for d in (tally.closes or iso_day(_text(block, "FrToDt/ToDtTm", "FrToDt/ToDt")), *days) if d], default=None)
 
-# %% ../../nbs/data/camt.ipynb #c458b730
+# %% ../../nbs/data/camt.ipynb #dce676da
+_SPACE = re.compile(r"\{urn:iso:std:iso:20022:tech:xsd:(camt\.05[23]\.001\.\d\d)\}")
 _MESSAGES = {"BkToCstmrStmt": "camt.053", "BkToCstmrAcctRpt": "camt.052"}
 
 
-def _tallies(raw: bytes, name: str) -> list[Tally]:
+def _tallies(raw: bytes, name: str, form: str) -> list[Tally]:
     """A tally for each statement in the file, in order. Entries are let go of as soon as they are read."""
-    tallies, form, tally, row, whole = [], None, None, 0, []
-    for event, node in ElementTree.iterparse(io.BytesIO(raw), events=("start", "end")):
-        local = _local(node)
-        if event == "start" and form is None and (tally is None and local in _MESSAGES):
-            form = (_SPACE.match(node.tag) or ("", _MESSAGES[local]))[1]
-        elif event == "start" and local in ("Stmt", "Rpt") and tally is None and form:
-            tally, whole = Tally(name, form), []
-        elif event == "end" and local == "Ntry" and tally is not None:
+    tallies, tally, row, whole = [], Tally(name, form), 0, []
+    for _, node in ElementTree.iterparse(io.BytesIO(raw)):
+        local = _local(node.tag)
+        if local == "Ntry":
             row += 1
-            if _entry(tally, row, node):
+            if _entry(tally, row, _tree(node)):
                 whole.append(f"entry {row}")
             node.clear()
-        elif event == "end" and local in ("Stmt", "Rpt") and tally is not None:
-            _balances(tally, node)
+        elif local in ("Stmt", "Rpt"):
+            _balances(tally, _tree(node))
             if whole:
                 tally.note("note", "amount", "batch kept whole", "Its payments do not add up to the entry in its currency, so it is one row.", whole)
             tallies.append(tally)
-            tally = None
+            tally, whole = Tally(name, form), []
             node.clear()
     return tallies
 
-# %% ../../nbs/data/camt.ipynb #e9d2bf7a
+# %% ../../nbs/data/camt.ipynb #56333ac5
 def read_camt(raw: bytes, name: str) -> list[Statement]:
     """The accounts in a camt.053 or camt.052 file; statements of an account that follow on each other are one.
 
@@ -173,16 +182,19 @@ def read_camt(raw: bytes, name: str) -> list[Statement]:
     that have none. Raises `SourceError` for what is no such file, is cut off, or declares a document type. Source: ISO 20022.
     """
     check_size(raw, name)
-    _check_head(raw, name)
+    root, message = (*_head(raw, name), "", "")[:2]
+    if _local(message) not in _MESSAGES:
+        kind = re.search(r"tech:xsd:([a-z]{4}\.\d{3})", root)
+        raise SourceError(f"{name} is XML{f' ({kind[1]})' if kind else ''} but holds no statement: export the account as camt.053")
+    version = _SPACE.match(root)
     try:
-        tallies = _tallies(raw, name)
+        tallies = _tallies(raw, name, version[1] if version else _MESSAGES[_local(message)])
     except ElementTree.ParseError as error:
         raise SourceError(f"{name} is damaged or cut off ({error}): export it again") from None
-    except (ValueError, LookupError) as error:
-        raise SourceError(f"{name} has an encoding that is not read ({error}): save it as UTF-8") from None
+    except RecursionError:
+        raise SourceError(f"{name} is nested more deeply than any statement: export it again") from None
     if not tallies:
-        kind = re.search(rb"tech:xsd:([a-z]{4}\.\d{3})", raw[:2000])
-        raise SourceError(f"{name} is XML{f' ({kind[1].decode()})' if kind else ''} but holds no statement: export the account as camt.053")
+        raise SourceError(f"{name} holds no statement: export the account as camt.053")
     if (version := tallies[0].format[-2:]).isdigit() and version > "08":
         tallies[0].note("note", "", "new version", "Newer than the versions 02 to 08 that were tested; it was read like them.", (tallies[0].format,))
     return [statement(t) for t in chained(tallies)]

@@ -140,7 +140,7 @@ def _opening(tally: Tally) -> None:
         tally.records.pop(0)
         tally.set_aside(first["row"], "balance", "opening balance", f"{first['day']} {first['amount_minor']}")
 
-# %% ../../nbs/data/qif.ipynb #7629594b
+# %% ../../nbs/data/qif.ipynb #f9c5a073
 def read_qif(raw: bytes, name: str, dates: str | None = None, currency: str | None = None) -> list[Statement]:
     """The accounts in a QIF file. `dates` is "dmy", "mdy", "ymd" or a format such as "%d/%m/%Y"; `currency` such as "EUR".
 
@@ -150,10 +150,11 @@ def read_qif(raw: bytes, name: str, dates: str | None = None, currency: str | No
     if currency is not None and not re.fullmatch(r"[A-Z]{3}", currency):
         raise SourceError(f"{currency!r} is no currency: three capital letters are needed, such as EUR")
     text, found = decode(raw, name)
-    records = [r for r in _records(text) if r.section in _MONEY or r.section == "invst"]
+    every = _records(text)
+    records = [r for r in every if r.section in _MONEY or r.section == "invst"]
     if not text.lstrip("\ufeff \t\r\n").startswith("!") or not any(r.section in _MONEY for r in records):
         raise SourceError(f"{name} has no section such as !Type:Bank with entries, so it is no QIF file of an account: export the account's register")
-    others = sorted({f"!{r.section}" for r in _records(text)} - {f"!{s}" for s in (*_MONEY, "account", "invst", "")})
+    others = sorted({f"!{r.section}" for r in every} - {f"!{s}" for s in (*_MONEY, "account", "invst", "")})
     order = _order(dates) if dates else _settle([r.get("D") or "" for r in records], name)
     mark = _decimal([v for r in records for k, v in r.fields if k in "TU$"])
     tallies: dict[str, Tally] = {}
