@@ -6,7 +6,7 @@
 __all__ = ['ROLES', 'SIGNS', 'ROW_RULES', 'CsvMapping', 'mapping_template', 'read_mapping', 'check_mapping', 'read_csv',
            'presets', 'matches', 'read_delimited', 'sniff', 'save_mapping']
 
-# %% ../../nbs/data/delimited.ipynb #040bde56
+# %% ../../nbs/data/delimited.ipynb #a0426b4e
 import codecs
 import csv
 import io
@@ -29,7 +29,7 @@ import numpy as np
 import polars as pl
 
 from .source import REJECTS, ROWS, Source, SourceError, Statement, all_tables, statement_rows
-from .tables import CATEGORIES, CATEGORY_ID, KINDS, NO_MINOR, THREE_MINOR, decimals
+from .tables import CATEGORIES, CATEGORY_ID, KINDS, decimals
 from .validate import Finding, usual_days
 
 # %% ../../nbs/data/delimited.ipynb #4b62bba2
@@ -440,7 +440,7 @@ def _moments(rows: pl.DataFrame, form: str | None, zone: str) -> pl.DataFrame:
     aware = exact.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", strict=False, time_unit="us", time_zone="UTC")
     return rows.with_columns(pl.coalesce(aware, _to_utc(naive, zone)).alias("occurred_at"))
 
-# %% ../../nbs/data/delimited.ipynb #8565ba93
+# %% ../../nbs/data/delimited.ipynb #069c2fb5
 _NUMBER = {".": r"^[+-]?((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?)(?:\.([0-9]*))?$",
            ",": r"^[+-]?((?:[0-9]{1,3}(?:\.[0-9]{3})+|[0-9]+)?)(?:,([0-9]*))?$"}
 
@@ -449,6 +449,12 @@ def _plain(text: pl.Expr) -> pl.Expr:
     """An amount's text without spaces, currency and brackets, its minus in front."""
     text = text.str.replace_all(r"[\s'’€$£¥₹]", "").str.replace_all("[−–]", "-").str.replace(r"^[A-Z]{3}", "").str.replace(r"[A-Z]{3}$", "")
     return text.str.replace(r"^\((.+)\)$", "-$1").str.replace(r"^([^+-].*)-$", "-$1")
+
+
+def _plained(texts: pl.Series) -> pl.Series:
+    """`_plain` of a column, most of which is plain already."""
+    places = texts.str.contains(r"[^0-9.,-]|.-").arg_true()
+    return texts.clone().scatter(places, pl.select(_plain(pl.lit(texts.gather(places)))).to_series()) if len(places) else texts
 
 
 def _minor(text: pl.Expr, decimal: str, digits: int) -> pl.Expr:
@@ -461,7 +467,7 @@ def _minor(text: pl.Expr, decimal: str, digits: int) -> pl.Expr:
     size = (value + 5) // 10
     return pl.when(fits).then(pl.when(text.str.starts_with("-")).then(-size).otherwise(size))
 
-# %% ../../nbs/data/delimited.ipynb #ce3687c0
+# %% ../../nbs/data/delimited.ipynb #c75d8529
 _SETTLE_DECIMAL = 'state the decimal mark in the mapping, e.g.  [format] decimal = ","'
 _SETTLE_SIGN = 'state in the mapping whether that is spending, e.g.  [format] sign = "positive is out"  (or "by category")'
 _LIMIT = 10**9  # major units: more is a mistake in a household's file
@@ -469,12 +475,20 @@ _LIMIT = 10**9  # major units: more is a mistake in a household's file
 
 def _decimal(rows: pl.DataFrame, names: list[str]) -> str:
     """The decimal mark of the money columns `names`; raises `SourceError` when it is ambiguous."""
-    texts = pl.concat([rows[n] for n in names]).unique(maintain_order=True)
-    texts = pl.select(_plain(pl.lit(texts))).to_series().unique(maintain_order=True)
-    texts = texts.filter(texts != "")
+    texts = _plained(pl.concat([rows[n] for n in names]).alias("text"))
+    shapes = texts.to_frame().filter(pl.col("text") != "").group_by(pl.col("text").str.replace_all("[0-9]", "1").alias("shape"))
+    texts = shapes.agg(pl.col("text").max()).sort("shape")["text"]  # one for each form is as good as all
     if not len(texts):
         raise SourceError("all amounts are empty: is it the right column?")
     return _settle(texts, {m: pl.select(_minor(pl.lit(texts), m, 3)).to_series() for m in (".", ",")}, "amounts", _SETTLE_DECIMAL)
+
+
+def _worth(rows: pl.DataFrame, name: str, decimal: str) -> pl.DataFrame:
+    """`rows` with `name`_minor from the text column `name`, its `plain` text, and the decimals `places` of the row's currency."""
+    places = rows["currency"].replace_strict({c: decimals(c) for c in rows["currency"].unique()}, return_dtype=pl.Int8)
+    rows = rows.with_columns(_plained(rows[name]).alias("plain"), places.alias("places"))
+    value = pl.coalesce(pl.when(pl.col("places") == p).then(_minor(pl.col("plain"), decimal, p)) for p in places.unique().sort())
+    return rows.with_columns((value if len(rows) else pl.lit(None, pl.Int64)).alias(f"{name}_minor"))
 
 
 def _amounts(rows: pl.DataFrame, decimal: str | None, exact: bool = False) -> pl.DataFrame:
@@ -488,14 +502,9 @@ def _amounts(rows: pl.DataFrame, decimal: str | None, exact: bool = False) -> pl
     rows = _mark(rows, nothing, names[0], "missing")
     for name in names:
         value, long = pl.col(f"{name}_minor"), pl.col("plain").str.count_matches("[0-9]") > 15
-        rows = rows.with_columns(_plain(pl.col(name)).alias("plain"), pl.lit(None, pl.Int64).alias(f"{name}_minor"))
-        for digits, among in ((0, pl.col("currency").is_in([*NO_MINOR])), (3, pl.col("currency").is_in([*THREE_MINOR])),
-                              (2, ~pl.col("currency").is_in([*NO_MINOR, *THREE_MINOR]))):
-            if rows.select(among.any()).item():
-                rows = rows.with_columns(pl.when(among).then(_minor(pl.col("plain"), decimal,
-                                                                    digits)).otherwise(value).alias(f"{name}_minor"))
-                part = pl.col("plain").str.extract(_NUMBER[decimal], 2).str.strip_chars_end("0").str.len_chars()
-                rows = _mark(rows, (part > digits) & among, name, "too many decimals") if exact else rows
+        rows = _worth(rows, name, decimal)
+        part = pl.col("plain").str.extract(_NUMBER[decimal], 2).str.strip_chars_end("0").str.len_chars()
+        rows = _mark(rows, part > pl.col("places"), name, "too many decimals") if exact else rows
         rows = _mark(rows, (pl.col(name) != "") & value.is_null() & ~long, name, "unreadable amount")
         rows = _mark(rows, (pl.col(name) != "") & (value.is_null() | (value.abs() > _LIMIT * 100)), name, "absurd amount")
     fee = pl.col("fee_minor").fill_null(0) if "fee" in names else 0
@@ -572,12 +581,25 @@ def _across(rows: pl.DataFrame) -> pl.DataFrame:
         rows = _mark(rows, (pl.col("id") != "") & again, "id", "repeated id")
     return rows
 
-# %% ../../nbs/data/delimited.ipynb #d5f49e7a
+# %% ../../nbs/data/delimited.ipynb #46cc2ef5
+_UNTIDY = r"[^ -~\x{A1}-\x{24F}€]|  |^ | $"  # what may need a change; all else is as it should be
+
+
 def _tidy(text: pl.Expr) -> pl.Expr:
     """Text in Unicode's composed form, control characters and runs of white space as one space, none at the ends."""
     return text.str.normalize("NFC").str.replace_all(r"[\p{Cc}\s]+", " ").str.strip_chars()
 
 
+def _tidied(raw: pl.DataFrame) -> pl.DataFrame:
+    """`raw` with its cells (columns c0, c1, ...) tidy, none of them null."""
+    cells = [raw[c].fill_null("") for c in raw.columns if re.fullmatch(r"c\d+", c)]
+    for i, cell in enumerate(cells):
+        if len(places := cell.str.contains(_UNTIDY).arg_true()):
+            better = pl.select(_tidy(pl.lit(cell.gather(places)))).to_series()
+            cells[i] = cell.clone().scatter(places, better)
+    return raw.with_columns(cells)
+
+# %% ../../nbs/data/delimited.ipynb #599508a0
 def _places(header: list[str], name: str) -> list[int]:
     """The places of the columns called `name` in `header`: "Amount", "Currency #last", "#3"; letters and digits decide."""
     base, _, which = name.rpartition("#")
@@ -589,10 +611,10 @@ def _places(header: list[str], name: str) -> list[int]:
 
 
 def _cells(header: list[str], columns: dict[str, str | list[str]]) -> dict[str, pl.Expr]:
-    """The tidy text of each role in a frame of columns c0, c1, ...: texts joined, of names the first that is filled."""
+    """The text of each role in a frame of tidy columns c0, c1, ...: texts joined, of names the first that is filled."""
     cells = {}
     for role, names in columns.items():
-        texts = [_tidy(pl.col(f"c{p[0]}")).fill_null("") for n in _several(names) if (p := _places(header, n))]
+        texts = [pl.col(f"c{p[0]}") for n in _several(names) if (p := _places(header, n))]
         if texts and len(texts) > 1 and role in ("text", "merchant"):
             filled = [pl.when(t != "").then(t) for t in texts]
             joined = pl.concat_str(filled, separator=" ", ignore_nulls=True) if role == "text" else pl.coalesce(filled)
@@ -600,12 +622,12 @@ def _cells(header: list[str], columns: dict[str, str | list[str]]) -> dict[str, 
         cells |= {role: texts[0]} if texts else {}
     return cells
 
-# %% ../../nbs/data/delimited.ipynb #e73a55c5
+# %% ../../nbs/data/delimited.ipynb #1ec1278a
 def _typed(raw: pl.DataFrame, mapping: CsvMapping, header: list[str], owner: str) -> pl.DataFrame:
     """The records with text columns by role and typed columns user, occurred_at, amount_minor, currency, category_id."""
     cells = _cells(header, {r: n for r, n in mapping.columns.items() if r not in ("text", "balance", "status", "payer")})
     cells = {"user": pl.lit(owner), "time": pl.lit(""), "currency": pl.lit(mapping.currency or "XXX"), "category": pl.lit("")} | cells
-    rows = raw.select("row", "field", "rule", "text", *(c.alias(role) for role, c in cells.items()))
+    rows = _tidied(raw).select("row", "field", "rule", "text", *(c.alias(role) for role, c in cells.items()))
     for role in ("user", "date"):
         rows = _mark(rows, pl.col(role) == "", role, "missing")
     for role in {"user", "account", "id"} & set(rows.columns):
@@ -946,13 +968,13 @@ def _currency(header: list[str], mapping: CsvMapping, rows: pl.DataFrame) -> str
     signs = {c for r in money if r in rows.columns for c in "€£" if rows[r].str.contains(c, literal=True).any()}
     return _SYMBOLS[signs.pop()] if len(signs) == 1 else None
 
-# %% ../../nbs/data/delimited.ipynb #9c44ac35
+# %% ../../nbs/data/delimited.ipynb #458f0a31
 def _entries(raw: pl.DataFrame, mapping: CsvMapping, header: list[str]) -> tuple[pl.DataFrame, CsvMapping]:
     """The records with typed columns of a statement, what cannot be read marked; and the mapping with all that was settled."""
     cells = _cells(header, mapping.columns)
     cells = {"time": pl.lit(""), "currency": pl.lit(""), "category": pl.lit(""), "merchant": pl.lit("")} | cells
     cells["memo"] = cells.pop("text", pl.lit(""))
-    rows = raw.select("row", "field", "rule", "text", *(c.alias(role) for role, c in cells.items()))
+    rows = _tidied(raw).select("row", "field", "rule", "text", *(c.alias(role) for role, c in cells.items()))
     rows = _unbooked(rows, mapping.status) if "status" in cells else rows
     mapping = replace(mapping, date=_forms(rows, mapping), currency=_currency(header, mapping, rows))
     code = pl.col("currency").str.to_uppercase().replace(_SYMBOLS | {"": mapping.currency or "XXX"})
@@ -974,9 +996,7 @@ def _balanced(rows: pl.DataFrame, decimal: str) -> pl.DataFrame:
     """`rows` with balance_minor from the text column `balance`; null where it is none."""
     if "balance" not in rows.columns:
         return rows.with_columns(pl.lit(None, pl.Int64).alias("balance_minor"))
-    plain, cur = _plain(pl.col("balance")), pl.col("currency")
-    worth = pl.when(cur.is_in([*NO_MINOR])).then(_minor(plain, decimal, 0)).when(cur.is_in([*THREE_MINOR])).then(_minor(plain, decimal, 3))
-    return rows.with_columns(worth.otherwise(_minor(plain, decimal, 2)).alias("balance_minor"))
+    return _worth(rows, "balance", decimal)
 
 
 def _named(rows: pl.DataFrame, mapping: CsvMapping) -> pl.DataFrame:
@@ -1130,7 +1150,7 @@ def _told(rows: pl.DataFrame, layout: _Layout, mapping: CsvMapping, counts: dict
     ]
     return [Finding(severity, file, name, rule, count, examples, advice) for severity, name, rule, count, examples, advice in found if count]
 
-# %% ../../nbs/data/delimited.ipynb #b94a0cc7
+# %% ../../nbs/data/delimited.ipynb #3748701c
 def read_delimited(raw: bytes, name: str, mapping: CsvMapping | str | Path | None = None) -> list[Statement]:
     """The accounts in a CSV file of a bank or an app. `mapping`: a `CsvMapping`, its TOML file, or None for a preset or a guess.
 
@@ -1154,7 +1174,7 @@ def _delimited(raw: bytes, name: str, mapping: CsvMapping | str | Path | None) -
         stream = io.StringIO(text, newline="")
         for _ in range(layout.first - 1):
             stream.readline()
-        frame, counts = _table(_quick(stream, layout.delimiter, layout.first), len(layout.header), layout.delimiter)
+        frame, counts = _cut(stream, layout.delimiter, layout.first, len(layout.header))
         counts["guessed encoding"] = not (mapping and mapping.encoding)
         chosen = replace(layout.mapping, encoding=encoding, delimiter=layout.delimiter)
         return _read(name, "csv", layout._replace(mapping=chosen), frame, counts)
@@ -1163,16 +1183,18 @@ def _delimited(raw: bytes, name: str, mapping: CsvMapping | str | Path | None) -
     except SourceError as error:
         raise SourceError(f"{name}: {error}") from None
 
-# %% ../../nbs/data/delimited.ipynb #e57e0063
-def _quick(stream: io.StringIO, delimiter: str, first: int) -> Iterator[_Record]:
-    """The records of the rest of `stream`, as `_records` gives them."""
-    here = stream.tell()
-    reader = csv.reader(stream, delimiter=delimiter)
+# %% ../../nbs/data/delimited.ipynb #d8a43a7c
+def _cut(stream: io.StringIO, delimiter: str, first: int, width: int) -> tuple[pl.DataFrame, dict[str, int]]:
+    """What `_table` makes of the rest of `stream`."""
+    here, reader = stream.tell(), csv.reader(stream, delimiter=delimiter)
     rows = list(reader)
-    if len(rows) == reader.line_num:
-        return (_Record(first + i, 1, False, fields) for i, fields in enumerate(rows))
-    stream.seek(here)
-    return _records(stream, delimiter, first)
+    if len(rows) != reader.line_num or set(map(len, rows)) != {width} or not all(map(any, rows)):
+        stream.seek(here)
+        return _table(_records(stream, delimiter, first), width, delimiter)
+    frame = pl.DataFrame({f"c{i}": cell for i, cell in enumerate(zip(*rows, strict=True))}, schema={f"c{i}": pl.String for i in range(width)})
+    blank = pl.lit(None, pl.String)
+    return frame.with_columns(pl.int_range(first, first + len(rows)).alias("row"), blank.alias("rule"), blank.alias("text"),
+                              blank.alias("field")), {"blank": 0, "several lines": 0}
 
 # %% ../../nbs/data/delimited.ipynb #8e4e959e
 def save_mapping(mapping: CsvMapping, path: str | Path) -> Path:
