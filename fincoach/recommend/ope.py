@@ -6,7 +6,9 @@
 __all__ = ['MIN_EFFECTIVE', 'MIN_TELLING', 'MAX_SHARE', 'MAX_MISSING', 'NAMES', 'Log', 'Terms', 'importance_weights', 'ips',
            'clip_limit', 'clipped_ips', 'snips', 'direct_method', 'doubly_robust', 'switch_dr', 'switch_threshold',
            'design', 'LeastSquares', 'cross_fit', 'Worth', 'worth', 'difference', 'bernstein_lower', 'lower_bound',
-           'Support', 'support', 'estimators', 'PolicyValue', 'evaluate_policy', 'Comparison', 'compare_policies']
+           'Support', 'support', 'estimators', 'estimates', 'PolicyValue', 'evaluate_policy', 'Comparison',
+           'compare_policies', 'Episodes', 'per_decision', 'fitted_q', 'fitted_value', 'sequence_dr',
+           'evaluate_episodes']
 
 # %% ../../nbs/recommend/ope.ipynb #116534b4
 from collections.abc import Callable, Mapping
@@ -359,7 +361,7 @@ def lower_bound(weights, rewards, reward_range: tuple[float, float], units=None,
         found.append(bernstein_lower(sums, 0, limit * (high - low) * size.max() * scale, 1 - (1 - level) / len(limits)))
     return float(low + max(0.0, *found))
 
-# %% ../../nbs/recommend/ope.ipynb #057377b5
+# %% ../../nbs/recommend/ope.ipynb #fac5f77f
 MIN_EFFECTIVE, MIN_TELLING, MAX_SHARE, MAX_MISSING = 100, 20, 0.05, 0.02
 
 
@@ -418,7 +420,7 @@ class Support(Card):
 
         top = self.bins[-1]
         return chart(draw, f"Shares of rows and of weight by size of weight; the largest weights, up to {top[0]:,.4g}, are on {top[1]:.2%} of the rows and hold {top[2]:.1%} of the weight.",
-                     caption="Where orange stands far above blue on the right, few rows decide.".replace("orange", "the second bar").replace("blue", "the first"))
+                     caption="Where the weight's bar stands far above the rows' on the right, few rows decide.")
 
 # %% ../../nbs/recommend/ope.ipynb #19d13a69
 def _kish(values: np.ndarray) -> float:
@@ -447,24 +449,32 @@ def _reasons(effective: float, telling: float, share: float, missing: float, mea
     )
     return tuple(sentence for broken, sentence in rules if broken)
 
-# %% ../../nbs/recommend/ope.ipynb #81e3ec0f
+# %% ../../nbs/recommend/ope.ipynb #8d1afd6d
 def support(log: Log, policy) -> Support:
     """How well `log` can speak about `policy` (probabilities (n, n_actions), or a function of the contexts), and the rules it breaks."""
     policy = log.probabilities(policy)
-    weights = importance_weights(log.actions, log.propensities, policy)
-    usual = np.median(log.rewards)
-    columns = np.stack([weights, weights * np.abs(log.rewards - usual), np.ones(len(log))], axis=1)
-    unit = _per_unit(columns, log.units)
-    total, mean = max(weights.sum(), 1e-300), float(weights.mean())
-    noise = float(np.sqrt(((unit[:, 0] - mean * unit[:, 2]) ** 2).sum()) / len(log))
-    seen, limit = np.bincount(log.actions, minlength=log.n_actions) > 0, clip_limit(weights)
-    measured = {"effective": _kish(unit[:, 0]), "telling": _kish(unit[:, 1]), "share": float(unit[:, 0].max() / total),
-                "missing": float(policy[:, ~seen].sum(1).mean()), "mean": mean, "noise": noise}
-    return Support(len(log), len(unit), measured["effective"], measured["telling"], float(weights.max()), measured["share"], mean, measured["missing"],
-                   limit, float(np.maximum(weights - limit, 0).sum() / total), _bins(weights), _reasons(**measured))
+    return _support(importance_weights(log.actions, log.propensities, policy), log.rewards, log.units, _never(log.actions, policy))
 
-# %% ../../nbs/recommend/ope.ipynb #3a825864
-NAMES = {"ips": "IPS", "clipped_ips": "Clipped IPS", "snips": "SNIPS", "direct_method": "Direct method", "doubly_robust": "Doubly robust", "switch_dr": "Switch-DR"}
+
+def _never(actions: np.ndarray, policy: np.ndarray) -> float:
+    """The share of the policy that lies on actions nobody ever took."""
+    return float(policy[:, np.bincount(actions, minlength=policy.shape[1]) == 0].sum(1).mean())
+
+
+def _support(weights: np.ndarray, outcomes: np.ndarray, units, missing: float) -> Support:
+    """The support of weighted outcomes."""
+    unusual = weights * np.abs(outcomes - np.median(outcomes))
+    unit = _per_unit(np.stack([weights, unusual, np.ones(len(weights))], axis=1), units)
+    total, mean = max(weights.sum(), 1e-300), float(weights.mean())
+    noise = float(np.sqrt(((unit[:, 0] - mean * unit[:, 2]) ** 2).sum()) / len(weights))
+    limit, share = clip_limit(weights), float(unit[:, 0].max() / total)
+    effective, telling = _kish(unit[:, 0]), _kish(unit[:, 1])
+    return Support(len(weights), len(unit), effective, telling, float(weights.max()), share, mean, missing, limit,
+                   float(np.maximum(weights - limit, 0).sum() / total), _bins(weights), _reasons(effective, telling, share, missing, mean, noise))
+
+# %% ../../nbs/recommend/ope.ipynb #a5cfe496
+NAMES = {"ips": "IPS", "clipped_ips": "Clipped IPS", "snips": "SNIPS", "direct_method": "Direct method", "doubly_robust": "Doubly robust", "switch_dr": "Switch-DR",
+         "per_decision": "Per-decision", "weighted_per_decision": "Weighted per-decision", "fitted_q": "Fitted Q", "sequence_dr": "Doubly robust for sequences"}
 
 
 def estimators(log: Log, policy, switch_at: float | None = None) -> dict[str, Terms]:
@@ -477,17 +487,46 @@ def estimators(log: Log, policy, switch_at: float | None = None) -> dict[str, Te
     given = (weights, log.rewards, log.actions, policy, log.predictions)
     return found | {"direct_method": direct_method(policy, log.predictions), "doubly_robust": doubly_robust(*given), "switch_dr": switch_dr(*given, switch_at)}
 
-# %% ../../nbs/recommend/ope.ipynb #109e6609
-def _chosen(found: Mapping[str, Worth]) -> tuple[str, str]:
-    """The estimator to trust, and why in one sentence."""
-    if "doubly_robust" not in found:
-        return "snips", "SNIPS, because there is no reward model, and it stays within the range of the rewards."
-    model, plain = found["doubly_robust"].error, found["snips"].error
-    if model <= 1.1 * plain:
-        return "doubly_robust", f"Doubly robust, because it is right if the propensities or the model are, and its standard error ({model:.2g}) is no worse than that of SNIPS ({plain:.2g})."
-    return "snips", f"SNIPS, because the reward model adds noise: standard error {plain:.2g} against {model:.2g} for doubly robust."
+# %% ../../nbs/recommend/ope.ipynb #74d97efa
+def _cut(terms: Terms, kept: np.ndarray, worst, best, units, level: float, draws: int, seed: int) -> Worth:
+    """The estimate, with an interval that allows the cut part, 1 - `kept`, to bring anything from `worst` to `best`."""
+    value = worth(terms, units, level, draws, seed)
+    low, high = (worth(Terms(terms.top + (1 - kept) * x, terms.bottom), units, level, draws, seed) for x in (worst, best))
+    return Worth(value.value, value.error, low.low, high.high)
 
-# %% ../../nbs/recommend/ope.ipynb #4409f62c
+# %% ../../nbs/recommend/ope.ipynb #98f8f7da
+def estimates(log: Log, policy, level: float = 0.95, draws: int = 1000, seed: int = 0, switch_at: float | None = None) -> dict[str, Worth]:
+    """Every estimator's value with its interval, **whether supported or not**; `evaluate_policy` is what to report.
+
+    Clipped IPS and switch-DR have intervals that allow for what they cut off (NaN if something was cut and the range of rewards is not
+    known); the direct method has none (NaN).
+    """
+    policy = log.probabilities(policy)
+    weights, options = importance_weights(log.actions, log.propensities, policy), (log.units, level, draws, seed)
+    terms = estimators(log, policy, switch_at)
+    found = {k: worth(t, *options) for k, t in terms.items()}
+    (least, most), limit = log.reward_range or (np.nan, np.nan), clip_limit(weights)
+    if weights.max() > limit:
+        found["clipped_ips"] = _cut(terms["clipped_ips"], np.minimum(weights, limit), least, most, *options)
+    if log.predictions is None:
+        return found
+    found["direct_method"] = Worth(found["direct_method"].value, np.nan, np.nan, np.nan)
+    at = switch_threshold(weights, log.rewards, log.actions, policy, log.predictions) if switch_at is None else switch_at
+    if weights.max() > at:
+        found["switch_dr"] = _cut(terms["switch_dr"], np.where(weights <= at, weights, 0.0), least - most, most - least, *options)
+    return found
+
+# %% ../../nbs/recommend/ope.ipynb #c28db74b
+def _chosen(found: Mapping[str, Worth], model: str = "doubly_robust", plain: str = "snips") -> tuple[str, str]:
+    """The estimator to trust, `model` if it is there and its error is not over that of `plain`; and why in one sentence."""
+    if model not in found:
+        return plain, f"{NAMES[plain]}, because there is no reward model, and it stays within the range of the rewards."
+    ours, other = found[model].error, found[plain].error
+    if ours <= 1.1 * other:
+        return model, f"{NAMES[model]}, because it is right if the propensities or the model are, and its standard error ({ours:.2g}) is no worse than that of {NAMES[plain]} ({other:.2g})."
+    return plain, f"{NAMES[plain]}, because the reward model adds noise: standard error {other:.2g} against {ours:.2g} for {NAMES[model]}."
+
+# %% ../../nbs/recommend/ope.ipynb #68ba9159
 @dataclass(frozen=True)
 class PolicyValue(Card):
     """What a policy is worth by a log. `verdict` is "supported" or "not supported"; in the latter case there is no number anywhere.
@@ -523,9 +562,9 @@ class PolicyValue(Card):
         bound = "unknown: the range of rewards is not given" if self.lower is None else f"{self.lower:.4f}"
         head = facts({"Value": f"{self.value.value:.4f}", f"{self.level:.0%} interval": f"{self.value.low:.4f} to {self.value.high:.4f}", "Lower bound": bound},
                      {"Lower bound": f"exceeded with {self.level:.0%} confidence at any number of rows"})
-        rows = [(NAMES[k], v.value, None if k == "direct_method" else v.low, None if k == "direct_method" else v.high) for k, v in self.estimates.items()]
-        picture = intervals(rows, f"Estimates of the value of {self.name} with their intervals.", spec=".4f", xlabel="mean reward a decision",
-                            caption="The direct method has no interval: its error is the model's.")
+        rows = [(NAMES[k], v.value, *(None if np.isnan(x) else x for x in (v.low, v.high))) for k, v in self.estimates.items()]
+        picture = intervals(rows, f"Estimates of the value of {self.name} with their intervals.", spec=".4f", xlabel="value",
+                            caption="No interval is drawn where drawing rows again does not show the error: for a model alone, and where weight was cut and rewards have no known range.")
         return join([head, prose(self.why), picture, self.support.facts(), self.support.picture()])
 
     def to_frame(self) -> pl.DataFrame:
@@ -533,21 +572,24 @@ class PolicyValue(Card):
         schema = {"policy": pl.String, "estimator": pl.String, "value": pl.Float64, "error": pl.Float64, "low": pl.Float64, "high": pl.Float64}
         return pl.DataFrame([{"policy": self.name, "estimator": k} | vars(v) for k, v in self.estimates.items()], schema=schema)
 
-# %% ../../nbs/recommend/ope.ipynb #4b5485b9
+# %% ../../nbs/recommend/ope.ipynb #1ace79d9
 def evaluate_policy(log: Log, policy, name: str = "the policy", level: float = 0.95, draws: int = 1000, seed: int = 0) -> PolicyValue:
     """What `policy` (probabilities (n, n_actions), or a function of the contexts) is worth by `log`; refuses where support is thin."""
     policy = log.probabilities(policy)
     enough = support(log, policy)
     if not enough.supported:
-        why = "; ".join(enough.reasons)
-        return PolicyValue(name, "not supported", None, None, None, f"{why[0].upper()}{why[1:]}.", level, enough, {})
-    found = {k: worth(t, log.units, level, draws, seed) for k, t in estimators(log, policy).items()}
-    if "direct_method" in found:
-        found["direct_method"] = Worth(found["direct_method"].value, np.nan, np.nan, np.nan)
+        return _refusal(name, level, enough)
+    found = estimates(log, policy, level, draws, seed)
     chosen, why = _chosen(found)
     weights = importance_weights(log.actions, log.propensities, policy)
     bound = None if log.reward_range is None else lower_bound(weights, log.rewards, log.reward_range, log.units, level)
     return PolicyValue(name, "supported", found[chosen], bound, chosen, why, level, enough, found)
+
+
+def _refusal(name: str, level: float, enough: Support) -> PolicyValue:
+    """A policy that the log cannot speak about: the reasons, and no number."""
+    why = "; ".join(enough.reasons)
+    return PolicyValue(name, "not supported", None, None, None, f"{why[0].upper()}{why[1:]}.", level, enough, {})
 
 # %% ../../nbs/recommend/ope.ipynb #8471390d
 @dataclass(frozen=True)
@@ -608,3 +650,172 @@ def _verdict(gain: Worth | None) -> str:
     if gain is None:
         return "not supported"
     return "better" if gain.low > 0 else "worse" if gain.high < 0 else "no difference shown"
+
+# %% ../../nbs/recommend/ope.ipynb #e0386c10
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """Logged sequences, one row a step: `episodes` (n,), whose rows are in time order; `actions`, `rewards`, `propensities`, `n_actions` as in `Log`.
+
+    Optional: `states` (n, d), `ended` (n,), whether the episode is over after that row (default: its last row; False there means that
+    it was cut off), `units` (n,), whose episode it is, `reward_range` of one step. Raises `ValueError` as `Log` does.
+    """
+
+    episodes: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    propensities: np.ndarray
+    n_actions: int
+    states: np.ndarray | None = None
+    ended: np.ndarray | None = None
+    units: np.ndarray | None = None
+    reward_range: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        row = Log(self.actions, self.rewards, self.propensities, self.n_actions, self.states, None, self.units, self.reward_range)
+        if len(self.episodes) != len(row):
+            raise ValueError(f"episodes has {len(self.episodes)} rows and actions {len(row)}: give one a step")
+        number = np.unique(self.episodes, return_inverse=True)[1].ravel()
+        step, last = _steps(number)
+        values = {"episode": number, "step": step, "last": last, "actions": row.actions, "rewards": row.rewards, "propensities": row.propensities,
+                  "reward_range": row.reward_range, "states": None if self.states is None else np.asarray(self.states, dtype=float),
+                  "ended": last if self.ended is None else np.asarray(self.ended, dtype=bool)}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self):
+        return len(self.actions)
+
+    def __repr__(self):
+        return f"Episodes({self.episode.max() + 1:,} episodes, {len(self):,} steps, {self.n_actions} actions, mean reward {self.rewards.mean():.4g})"
+
+    def probabilities(self, policy) -> np.ndarray:
+        """`policy` as checked probabilities (n, n_actions): an array, or a function of the states that returns one."""
+        return _probabilities(policy(self.states) if callable(policy) else policy, len(self), self.n_actions)
+
+
+def _steps(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's place in its episode from 0, and whether it is the last."""
+    order = np.argsort(number, kind="stable")
+    size = np.bincount(number)
+    step = np.empty(len(number), dtype=np.int64)
+    step[order] = np.arange(len(number)) - np.repeat(np.cumsum(size) - size, size)
+    return step, step == size[number] - 1
+
+# %% ../../nbs/recommend/ope.ipynb #bf11ed60
+def _grid(log: Episodes, values: np.ndarray, fill: float) -> np.ndarray:
+    """Values by row as (episodes, steps), `fill` after an episode's last row."""
+    out = np.full((log.episode.max() + 1, log.step.max() + 1), fill)
+    out[log.episode, log.step] = values
+    return out
+
+
+def _running(log: Episodes, policy: np.ndarray) -> np.ndarray:
+    """Products of the importance weights up to each step (episodes, steps); they stay what they are after the last row."""
+    return _grid(log, importance_weights(log.actions, log.propensities, policy), 1.0).cumprod(axis=1)
+
+# %% ../../nbs/recommend/ope.ipynb #5b8cfb68
+def per_decision(log: Episodes, policy, discount: float = 1.0, weighted: bool = False) -> Terms:
+    """Per-decision importance sampling (Precup et al., 2000), one term an episode; `weighted` divides by the mean weight of each step.
+
+    The weighted form is a sum of ratios; its terms are linearised, so that their sum is the value and their spread its error.
+    """
+    product = _running(log, log.probabilities(policy))
+    rewards, factor = _grid(log, log.rewards, 0.0), discount ** np.arange(product.shape[1])
+    if weighted:
+        mean = np.maximum(product.mean(0), 1e-300)
+        value = (product * rewards).mean(0) / mean
+        terms = product * (rewards - value) / mean + value
+    else:
+        terms = product * rewards
+    return Terms(terms @ factor, np.ones(len(terms)))
+
+# %% ../../nbs/recommend/ope.ipynb #85ef0315
+def fitted_q(log: Episodes, policy, discount: float = 1.0, model: Callable = LeastSquares, folds: int = 5, sweeps: int = 200, seed: int = 0) -> np.ndarray:
+    """Values (n, n_actions) of every action in every row's state under `policy` (Le et al., 2019), cross-fitted over episodes (or their units).
+
+    `model()` as in `cross_fit`. Rows at which an episode was cut off are not learned from. Raises `ValueError` without states, or if values run away.
+    """
+    if log.states is None:
+        raise ValueError("fitted Q evaluation needs states: give Episodes(states=...)")
+    policy = log.probabilities(policy)
+    names, unit = np.unique(log.episode if log.units is None else log.units, return_inverse=True)
+    if not 2 <= folds <= len(names):
+        raise ValueError(f"{folds} folds of {len(names)} units: ask for 2 or more, and for no more than there are units")
+    fold = np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[unit.ravel()]
+    following = _following(log)
+    out = np.empty((len(log), log.n_actions))
+    for k in range(folds):
+        learn = (fold != k) & (log.ended | ~log.last)
+        fitted = _sweep(log, policy, discount, model, sweeps, learn, following)
+        out[fold == k] = _all_actions(fitted, log.states[fold == k], log.n_actions)
+    return out
+
+
+def _following(log: Episodes) -> np.ndarray:
+    """The row after each row in its episode; the row itself at the last."""
+    order = np.lexsort((log.step, log.episode))
+    after = np.empty(len(log), dtype=np.int64)
+    after[order] = np.append(order[1:], order[-1])
+    return np.where(log.last, np.arange(len(log)), after)
+
+
+def _all_actions(fitted, states: np.ndarray, n_actions: int) -> np.ndarray:
+    """Predictions (n, n_actions) of every action in every state."""
+    return np.stack([_expected(fitted, design(states, np.full(len(states), a), n_actions)) for a in range(n_actions)], axis=1)
+
+# %% ../../nbs/recommend/ope.ipynb #528c7b52
+def _sweep(log: Episodes, policy: np.ndarray, discount: float, model: Callable, sweeps: int, learn: np.ndarray, following: np.ndarray):
+    """The model that stands still when fitted to rewards plus its own discounted values of the rows after those of `learn`."""
+    x, after = design(log.states[learn], log.actions[learn], log.n_actions), following[learn]
+    goes_on, rewards = ~(log.ended | log.last)[learn], log.rewards[learn]
+    places, values = np.unique(after, return_inverse=True)
+    fitted, before = model().fit(x, rewards), None
+    for _ in range(sweeps if goes_on.any() else 0):
+        ahead = (policy[places] * _all_actions(fitted, log.states[places], log.n_actions)).sum(1)[values.ravel()]
+        if before is not None and np.abs(ahead - before).max() <= 1e-6 * (1 + np.abs(ahead).max()):
+            return fitted
+        if np.abs(ahead).max() > 1e6 * (1 + np.abs(rewards).max()):
+            raise ValueError("the values run away: use a discount below 1, or a model that does not extrapolate")
+        fitted, before = model().fit(x, rewards + discount * np.where(goes_on, ahead, 0.0)), ahead
+    return fitted
+
+# %% ../../nbs/recommend/ope.ipynb #d2fae23e
+def fitted_value(log: Episodes, policy, q) -> Terms:
+    """What `q` (n, n_actions) promises for the policy at the first row of each episode. As wrong as `q` is."""
+    first = log.step == 0
+    values = (log.probabilities(policy) * q).sum(1)[first][np.argsort(log.episode[first])]
+    return Terms(values, np.ones(len(values)))
+
+
+def sequence_dr(log: Episodes, policy, q, discount: float = 1.0) -> Terms:
+    """Doubly robust for sequences (Jiang and Li, 2016), one term an episode, from values `q` (n, n_actions) such as `fitted_q` gives."""
+    policy, q = log.probabilities(policy), _matrix("q", q, len(log), log.n_actions)
+    weight = _grid(log, importance_weights(log.actions, log.propensities, policy), 0.0)
+    value, taken = _grid(log, (policy * q).sum(1), 0.0), _grid(log, q[np.arange(len(log)), log.actions], 0.0)
+    rewards, total = _grid(log, log.rewards, 0.0), np.zeros(len(weight))
+    for t in range(weight.shape[1] - 1, -1, -1):
+        total = value[:, t] + weight[:, t] * (rewards[:, t] + discount * total - taken[:, t])
+    return Terms(total, np.ones(len(total)))
+
+# %% ../../nbs/recommend/ope.ipynb #83e9fff6
+def evaluate_episodes(log: Episodes, policy, q=None, discount: float = 1.0, name: str = "the policy", level: float = 0.95, draws: int = 1000, seed: int = 0) -> PolicyValue:
+    """What `policy` is worth an episode by `log`; `q` (n, n_actions) are values such as `fitted_q` gives. Refuses by the rules of `support`, applied to episodes."""
+    policy = log.probabilities(policy)
+    final, steps = _running(log, policy)[:, -1], np.arange(log.step.max() + 1)
+    returns = _grid(log, log.rewards, 0.0) @ discount**steps
+    units = None if log.units is None else np.asarray(log.units)[np.unique(log.episode, return_index=True)[1]]
+    enough = _support(final, returns, units, _never(log.actions, policy))
+    if not enough.supported:
+        return _refusal(name, level, enough)
+    terms = {"per_decision": per_decision(log, policy, discount), "weighted_per_decision": per_decision(log, policy, discount, weighted=True)}
+    if q is not None:
+        terms |= {"fitted_q": fitted_value(log, policy, q), "sequence_dr": sequence_dr(log, policy, q, discount)}
+    found = {k: worth(t, units, level, draws, seed) for k, t in terms.items()}
+    if q is not None:
+        found["fitted_q"] = Worth(found["fitted_q"].value, np.nan, np.nan, np.nan)
+    chosen, why = _chosen(found, "sequence_dr", "weighted_per_decision")
+    bound = None
+    if log.reward_range is not None:
+        longest = (discount**steps).sum()
+        bound = lower_bound(final, returns, (min(log.reward_range[0], 0) * longest, max(log.reward_range[1], 0) * longest), units, level)
+    return PolicyValue(name, "supported", found[chosen], bound, chosen, why, level, enough, found)
