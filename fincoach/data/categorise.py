@@ -105,7 +105,7 @@ _NOISE = (r"//.*$", r"(?i)\b(?:eref|mref|kref|svwz|cred|abwa|debt|iban|bic|manda
           r"(?i)\b(?:card|karte|kaart|tarjeta|carte)\s*(?:nr|no|n)?\.?\s*[x*\d]{4,}\b", r"(?i)[x*•]{2,}[\d-]*\d{2,}", r"#\s*\d+\S*", r"(?i)\b(?:nr|no|fil|filiale|store|shop|str|unit|tid|id)\b\.?\s*:?\s*\d+\b",
           r"\+?\d[\d\-() ]{6,}\d", r"(?i)\b[\p{L}]{0,4}\d{3,}[\p{L}\d\-]*\b", r"\b[A-Z]+\d[A-Z\d]{4,}\b", r"\*\S*\d\S*", r"\b\d{1,2}\s*$")
 
-# %% ../../nbs/data/categorise.ipynb #0e132d63
+# %% ../../nbs/data/categorise.ipynb #3c2e9f4a
 _STATES = ("AL AK AZ AR CA CO CT DE FL GA HI ID IL IN IA KS KY LA ME MD MA MI MN MS MO MT NE NV NH NJ NM NY NC ND OH OK OR PA RI SC SD TN TX UT VT VA WA "
            "WV WI WY DC ON QC BC AB MB SK NS NSW VIC QLD ACT").replace(" ", "|")
 _LANDS = "USA|GBR|DEU|NLD|FRA|ESP|ITA|IRL|BEL|AUT|CHE|POL|SWE|NOR|DNK|FIN|LUX|CAN|AUS|US|GB|UK|NL|FR|ES|IT|IE|LU|BE|AT|CH|PL|SE|NO|DK|FI"
@@ -119,7 +119,7 @@ def _ended(name: pl.Expr, places: tuple[str, ...]) -> pl.Expr:
     cities = "|".join(sorted((p.replace(" ", r"\s") for p in places), key=len, reverse=True))
     name = name.str.replace(rf"^(.*\S)\s+(?:{_LANDS})$", "$1").str.replace(rf"^(.*\S\s+\S+)\s+\S+\s+(?:{_STATES})$", "$1").str.replace(rf"^(.*\S)\s+(?:{_STATES})$", "$1")
     for _ in range(4):
-        name = name.str.replace(rf"(?i)^(.*\S)[\s,\-/]+(?:{cities})$", "$1").str.replace(rf"^(.*\S.*?){_FORMS[4:]}", "$1") if cities else name
+        name = name.str.replace(rf"(?i)^(.*\S)[\s,\-/]+(?:{cities})$", "$1").str.replace(rf"(?i)^(.*\S.*?){_FORMS[4:]}", "$1") if cities else name
         name = name.str.strip_chars(" .,;:-–/*&+_|'\"()")
     return name
 
@@ -196,7 +196,7 @@ def _best(matches: pl.DataFrame, sign: str) -> pl.DataFrame:
     return matches.filter(pl.col("sign").is_in(["", sign])).sort("weight", "length", "category_id", descending=[False, True, False]).unique(
         ["payee", "text"], keep="first", maintain_order=True).select("payee", "text", "weight", pl.col("category_id").alias("ruled"), pl.lit(sign).alias("way"))
 
-# %% ../../nbs/data/categorise.ipynb #b60034e3
+# %% ../../nbs/data/categorise.ipynb #47e92574
 PLACED = ("correction", "rule", "label", "refund", "nothing")  # what a category stands on
 
 
@@ -222,7 +222,9 @@ def _label_ids(labels: pl.Series, rules: Rules) -> pl.Series:
     distinct = labels.drop_nulls().unique().to_list()
     known = {label: rules.labels[key] for label, key in zip(distinct, _plain(distinct), strict=True) if key in rules.labels}
     for label in distinct:  # "Food & Dining: Groceries", "TRANSFER_IN:DEPOSIT": the special part, then the general one
-        parts = [p for p in _plain(str(label).replace(">", ":").replace("/", ":").split(":")[::-1]) if p in rules.labels]
+        words = str(label).split("_")  # Plaid: FOOD_AND_DRINK_COFFEE is a kind of FOOD_AND_DRINK
+        general = str(label).replace(">", ":").replace("/", ":").split(":")[::-1] + ["_".join(words[:n]) for n in range(len(words) - 1, 0, -1)]
+        parts = [p for p in _plain(general) if p in rules.labels]
         if label not in known and parts:
             known[label] = rules.labels[parts[0]]
     return labels.replace_strict(known, default=None, return_dtype=pl.Int64)

@@ -213,7 +213,7 @@ def _by_evidence(names: list[str], sure: set, open_to: dict, unnamed: set, days:
             found.append(Finding("note", files[0], "account", "unnamed account", len(files), tuple(files[:5]), f"These files name no account; they are taken as one, called {label!r}."))
     return names, found
 
-# %% ../../nbs/data/statements.ipynb #4bcfa1d1
+# %% ../../nbs/data/statements.ipynb #cc326d6d
 def _identified(rows: pl.DataFrame) -> pl.DataFrame:
     """`rows` (account, layout, ...) with `same`, equal for rows of one layout that are one, and `by`, what that stands on."""
     unit = ["account", "currency", "layout"]
@@ -223,9 +223,11 @@ def _identified(rows: pl.DataFrame) -> pl.DataFrame:
     text = pl.concat_str("day", pl.col("amount_minor").cast(pl.String), "words", "nth", separator="\x1f")
     number = pl.concat_str("bank_id", pl.col("amount_minor").cast(pl.String), "nth_id", pl.when(span > 5).then(pl.col("day").cast(pl.String)).otherwise(pl.lit("")), separator="\x1f")
     rows = rows.with_columns(text.alias("by_text"), number.alias("by_number"))
-    again = pl.col("s").n_unique().over(*unit, "by_text") > 1
-    kept = pl.col("s").n_unique().over(*unit, "by_number") > 1
-    trusted = (again & kept & pl.col("bank_id").is_not_null()).sum().over(unit) * 2 >= (again & pl.col("bank_id").is_not_null()).sum().over(unit)
+    numbered = pl.col("bank_id").is_not_null()
+    again, kept = (numbered & (pl.col("s").n_unique().over(*unit, by) > 1) for by in ("by_text", "by_number"))
+    clash = numbered & (pl.col("s").n_unique().over(*unit, "bank_id") > 1) & ~kept
+    agree, equal, wrong = (c.sum().over(unit) for c in (again & kept, again, clash))
+    trusted = (wrong <= agree) & ((agree > 0) | (equal < 20))
     use = pl.col("bank_id").is_not_null() & trusted
     return rows.with_columns(pl.when(use).then(pl.lit("number")).otherwise(pl.lit("text")).alias("by"),
                              pl.when(use).then(pl.concat_str(pl.lit("#"), "by_number")).otherwise("by_text").alias("same")).drop("by_text", "by_number", "nth", "nth_id", "seq")
@@ -383,7 +385,7 @@ def _worth(known: list[tuple], first: date, last: date) -> int | None:
     after = [o for d, o in known if d >= last]
     return after[0] - before[-1] if before and after else None
 
-# %% ../../nbs/data/statements.ipynb #1d034a42
+# %% ../../nbs/data/statements.ipynb #ed255dab
 _OPEN = [CATEGORY_ID[n] for n in ("uncategorised", "other_income", "transfer", "savings", "debt_payment", "cash")]
 _SAYS = re.compile(r" (?:transfer\w*|umbuchung|uebertrag|ubertrag|eigen\w*|savings|sparkonto|tagesgeld\w*|own account|virement|traspaso|giroconto|overboeking|top ?up|credit card|kreditkarte\w*|"
                    r"payment thank you|autopay|einzahlung|exchange\w*|converted|umtausch\w*|devisen\w*|conversion|przelew|overforing) ")
@@ -393,7 +395,7 @@ def _legs(kept: pl.DataFrame) -> pl.DataFrame:
     """Rows that may be a leg of a transfer: those that no rule places elsewhere; `says` where the text speaks of one."""
     own = sorted({n for a in kept["account"].unique().drop_nulls() if len(n := re.sub(r"\W", "", a).lower()) >= 6 and any(c.isdigit() for c in n)})
     tight = pl.col("words").str.replace_all(" ", "")
-    says = pl.col("words").str.contains(_SAYS.pattern) | pl.col("category_id").is_in([CATEGORY_ID["transfer"]])
+    says = pl.col("words").str.contains(_SAYS.pattern) | pl.col("category_id").is_in([CATEGORY_ID["transfer"], CATEGORY_ID["savings"]])
     if own:
         says |= tight.str.contains_any(own)
     return kept.filter((pl.col("category_id").is_in(_OPEN)) & (pl.col("placed_by") != "correction") & (pl.col("amount_minor") != 0)).select(
