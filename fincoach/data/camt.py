@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_camt']
 
-# %% ../../nbs/data/camt.ipynb #fc934ed9
+# %% ../../nbs/data/camt.ipynb #04a54656
 import io
 import re
 from functools import lru_cache
@@ -13,7 +13,7 @@ from itertools import islice
 from xml.etree import ElementTree
 
 from .source import SourceError, Statement, exact_minor
-from .tally import Tally, chained, check_size, iso_day, opening_day, statement
+from .tally import Tally, chained, check_size, iso_day, opening_day, statements
 
 # %% ../../nbs/data/camt.ipynb #2de53bc7
 def _head(raw: bytes, name: str) -> list[str]:
@@ -174,7 +174,7 @@ def _tallies(raw: bytes, name: str, form: str) -> list[Tally]:
             node.clear()
     return tallies
 
-# %% ../../nbs/data/camt.ipynb #56333ac5
+# %% ../../nbs/data/camt.ipynb #0450effd
 def read_camt(raw: bytes, name: str) -> list[Statement]:
     """The accounts in a camt.053 or camt.052 file; statements of an account that follow on each other are one.
 
@@ -197,4 +197,4 @@ def read_camt(raw: bytes, name: str) -> list[Statement]:
         raise SourceError(f"{name} holds no statement: export the account as camt.053")
     if (version := tallies[0].format[-2:]).isdigit() and version > "08":
         tallies[0].note("note", "", "new version", "Newer than the versions 02 to 08 that were tested; it was read like them.", (tallies[0].format,))
-    return [statement(t) for t in chained(tallies)]
+    return statements(chained(tallies))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['read_mt940']
 
-# %% ../../nbs/data/mt940.ipynb #4972ddfa
+# %% ../../nbs/data/mt940.ipynb #f67f20fb
 import re
 from datetime import date
 
 from .source import SourceError, Statement, exact_minor
-from .tally import Tally, chained, day_of, decode, opening_day, statement, tidy
+from .tally import Tally, chained, day_of, decode, opening_day, statements, tidy
 
 # %% ../../nbs/data/mt940.ipynb #d9b29952
 _FIELD = re.compile(r"^:(\d\d[A-Z]?|NS):", re.MULTILINE)
@@ -87,10 +87,10 @@ def _about(lines: list[str]) -> tuple[str | None, str | None]:
     purpose = re.sub(r"^(USTD|STRD/CUR)//?", "", said.get("REMI", ""))
     return said.get("NAME") or (party[2] if len(party) > 2 else None), purpose or said.get("TRTP") or text
 
-# %% ../../nbs/data/mt940.ipynb #59543cc0
+# %% ../../nbs/data/mt940.ipynb #2b06dc5a
 def _balance(lines: list[str]) -> tuple[int, date, str] | None:
     """Minor units, day and currency of a balance field; None if it cannot be read."""
-    found = re.match(r"\s*([CD])(\d\d)(\d\d)(\d\d)([A-Z]{3})\s*(\d+(?:[,.]\d*)?)", lines[0] if lines else "", re.ASCII)
+    found = re.match(r"\s*([CD])(\d\d)(\d\d)(\d\d)([A-Z]{3})\s*(\d+[,.]\d*)", lines[0] if lines else "", re.ASCII)
     minor = exact_minor(found[6].replace(",", "."), found[5]) if found else None
     day = day_of(found[2], found[3], found[4]) if found else None
     return None if minor is None or day is None else (-minor if found[1] == "D" else minor, day, found[5])
@@ -109,7 +109,7 @@ def _entry(tally: Tally, row: int, lines: list[str], about: list[str]) -> None:
     tally.book(row, _booked(year, month, day, entry), amount.replace(",", "."), flip=mark in ("D", "RC"), payee=payee, shown=shown,
                text=tidy(text) or tidy(" ".join(lines[1:])), bank_id=None if reference.upper() in ("", "NONREF") else reference)
 
-# %% ../../nbs/data/mt940.ipynb #85c3a8be
+# %% ../../nbs/data/mt940.ipynb #e8e25614
 def _message(fields: list[tuple[str, list[str]]], name: str, first: int) -> tuple[Tally, int]:
     """The tally of one message, whose entries are numbered from `first`, and the number of the next."""
     tally = Tally(name, "mt940")
@@ -136,11 +136,11 @@ def _message(fields: list[tuple[str, list[str]]], name: str, first: int) -> tupl
     if closed and closed[2] == tally.currency:
         tally.closing = closed[0]
     tally.closes = max([*days, *([closed[1]] if closed else [])], default=None)
-    if not closed and row > first:
+    if not closed:
         tally.note("warning", "balance", "no closing balance", "The message has none that can be read, so it may be cut off: export it again.", count=1)
     return tally, row
 
-# %% ../../nbs/data/mt940.ipynb #6c09f723
+# %% ../../nbs/data/mt940.ipynb #a82882c5
 def read_mt940(raw: bytes, name: str) -> list[Statement]:
     """The accounts in an MT940 (or MT942) file; messages of an account that follow on each other are one statement.
 
@@ -155,4 +155,4 @@ def read_mt940(raw: bytes, name: str) -> list[Statement]:
     for message in messages:
         tally, row = _message(message, name, row)
         tallies.append(tally)
-    return [statement(t, found if n == 0 else ()) for n, t in enumerate(chained(tallies))]
+    return statements(chained(tallies), found)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['read_ofx']
 
-# %% ../../nbs/data/ofx.ipynb #49050c8e
+# %% ../../nbs/data/ofx.ipynb #90ef49ba
 import re
 from collections.abc import Iterator
 from html import unescape
 from itertools import accumulate
 
 from .source import SourceError, Statement, exact_minor
-from .tally import Tally, decode, iso_day, opening_day, statement
+from .tally import Tally, decode, iso_day, opening_day, statements
 
 # %% ../../nbs/data/ofx.ipynb #d212a885
 _STATED = re.compile(rb"\b(VERSION|ENCODING|CHARSET)\s*[:=]\s*[\"']?([\w.-]+)", re.IGNORECASE)
@@ -155,7 +155,7 @@ def _account(block: _Block, name: str, form: str, first: int = 1) -> Tally:
         tally.note("warning", "amount", "sign and kind disagree", "A debit that is positive, or a credit that is negative; the sign was believed.", odd)
     return tally
 
-# %% ../../nbs/data/ofx.ipynb #d3039c28
+# %% ../../nbs/data/ofx.ipynb #bdcad686
 def read_ofx(raw: bytes, name: str) -> list[Statement]:
     """The accounts in an OFX 1.x, OFX 2.x or QFX file, in its order; `account` is the number in the file.
 
@@ -179,4 +179,4 @@ def read_ofx(raw: bytes, name: str) -> list[Statement]:
     tallies = [_account(block, name, form, first) for block, first in zip(blocks, firsts, strict=False)]
     if not re.search(r"</OFX\s*>\s*\Z", text[-100:], re.IGNORECASE):
         tallies[-1].note("error", "", "file cut off", "The file ends before </OFX>, so entries may be missing: export it again.", count=1)
-    return [statement(tally, found if n == 0 else ()) for n, tally in enumerate(tallies)]
+    return statements(tallies, found)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['read_plaid']
 
-# %% ../../nbs/data/plaid.ipynb #fe36af12
+# %% ../../nbs/data/plaid.ipynb #f5fe9653
 import json
 from collections import Counter
 
 from .source import SourceError, Statement, exact_minor
-from .tally import Tally, decode, iso_day, statement
+from .tally import Tally, decode, iso_day, statements
 
 # %% ../../nbs/data/plaid.ipynb #d1a9cb63
 def _once(pairs: list[tuple[str, object]]) -> dict:
@@ -123,7 +123,7 @@ def _apply(pages: list[dict]) -> tuple[dict[str, tuple[int, dict]], list[tuple[i
                 unknown.append(key or "?")
     return left, gone, unknown
 
-# %% ../../nbs/data/plaid.ipynb #8f4f2c5f
+# %% ../../nbs/data/plaid.ipynb #3bde8477
 def read_plaid(raw: bytes, name: str) -> list[Statement]:
     """The accounts in the JSON of Plaid's /transactions/sync: a response, or a list of all pages in order.
 
@@ -155,4 +155,4 @@ def read_plaid(raw: bytes, name: str) -> list[Statement]:
         for tally in tallies.values():
             tally.closing = None
         first.note("error", "", "more pages", "Plaid has more: ask again with next_cursor until has_more is false, and keep all pages as one list.", count=1)
-    return [statement(t, found if n == 0 else ()) for n, t in enumerate(tallies.values())]
+    return statements(list(tallies.values()), found)

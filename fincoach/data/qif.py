@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['read_qif']
 
-# %% ../../nbs/data/qif.ipynb #7b5f6543
+# %% ../../nbs/data/qif.ipynb #39a77999
 import re
 from dataclasses import dataclass, field
 from datetime import date
 
 from .source import SourceError, Statement, exact_minor
-from .tally import Tally, day_of, decode, statement
+from .tally import Tally, day_of, decode, statements
 
 # %% ../../nbs/data/qif.ipynb #a2882281
 _MONEY = {"bank": "bank", "cash": "cash", "ccard": "card", "oth a": "asset", "oth l": "debt"}
@@ -140,7 +140,7 @@ def _opening(tally: Tally) -> None:
         tally.records.pop(0)
         tally.set_aside(first["row"], "balance", "opening balance", f"{first['day']} {first['amount_minor']}")
 
-# %% ../../nbs/data/qif.ipynb #f9c5a073
+# %% ../../nbs/data/qif.ipynb #f93ba19e
 def read_qif(raw: bytes, name: str, dates: str | None = None, currency: str | None = None) -> list[Statement]:
     """The accounts in a QIF file. `dates` is "dmy", "mdy", "ymd" or a format such as "%d/%m/%Y"; `currency` such as "EUR".
 
@@ -177,4 +177,4 @@ def read_qif(raw: bytes, name: str, dates: str | None = None, currency: str | No
             ("note", "other lists", others, "Categories, memorised payments and the like are no payments, and were not read.")):
         if examples:
             first.note(severity, "", rule, advice, examples)
-    return [statement(t, found if n == 0 else ()) for n, t in enumerate(tallies.values())]
+    return statements(list(tallies.values()), found)
