@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import statement_files as bank
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fincoach.data import database
@@ -93,7 +93,8 @@ def test_two_formats_of_one_account_are_one(case):
     merged = merge([bare, *parts])
     assert amounts(merged) == sorted(r[1] for r in rows)
     assert set(merged.frames["transactions"]["external_id"]) == set(merge([bare]).frames["transactions"]["external_id"])
-    assert merged.files["kept"].sum() == len(rows) and merged.files["rows"].sum() == merged.files["kept"].sum() + merged.files["duplicates"].sum()
+    assert merged.files["kept"].sum() == len(rows)
+    assert merged.files["rows"].sum() == merged.files["kept"].sum() + merged.files["duplicates"].sum()
 
 
 def test_two_equal_coffees_stay_two_and_how_they_were_recognised_is_told():
@@ -102,7 +103,9 @@ def test_two_equal_coffees_stay_two_and_how_they_were_recognised_is_told():
     merged = merge([one, other])
     assert amounts(merged) == [-900, -350, -350]
     told = [f for f in merged.findings if f.rule == "duplicate"]
-    assert len(told) == 1 and told[0].count == 3 and "text: 3" in told[0].advice
+    assert len(told) == 1
+    assert told[0].count == 3
+    assert "text: 3" in told[0].advice
     numbered = [paper(f, [(*r, f"n{k}") for k, r in enumerate(rows)]) for f in ("a.ofx", "b.ofx")]
     assert "number: 3" in next(f.advice for f in merge(numbered).findings if f.rule == "duplicate")
 
@@ -112,7 +115,8 @@ def test_a_row_in_one_file_only_is_never_dropped():
     merged = merge([paper("a.ofx", [(0, -350, "Cafe"), (1, -350, "Cafe")]), paper("b.csv", [(1, -350, "Cafe"), (1, -350, "Cafe"), (2, -1, "x")], form="csv:n26")])
     assert amounts(merged) == [-350, -350, -350, -1]
     edge = merge([paper("a.ofx", [(0, -1, "Alpha"), (1, -350, "Bakery")]), paper("b.csv", [(1, -350, "Florist"), (2, -1, "Beta")], form="csv:n26")])
-    assert amounts(edge) == [-350, -350, -1, -1] and "possible duplicate" in rules_of(edge, "warning")
+    assert amounts(edge) == [-350, -350, -1, -1]
+    assert "possible duplicate" in rules_of(edge, "warning")
 
 
 def test_numbers_that_start_anew_in_every_file_are_not_trusted():
@@ -131,7 +135,8 @@ def test_a_row_whose_day_the_bank_moved_is_one():
 def test_dates_that_differ_between_formats_are_told_not_guessed():
     first = [(n, -1000 - n, "Shop") for n in range(0, 20, 2)]
     merged = merge([paper("a.ofx", first), paper("b.csv", [(d + 1, a, p) for d, a, p in first], form="csv:n26")])
-    assert len(table(merged)) == 20 and next(f for f in merged.findings if f.rule == "possible duplicate").count >= 9
+    assert len(table(merged)) == 20
+    assert next(f for f in merged.findings if f.rule == "possible duplicate").count >= 9
 
 
 @settings(max_examples=20, deadline=None)
@@ -139,7 +144,9 @@ def test_dates_that_differ_between_formats_are_told_not_guessed():
 def test_order_of_files_does_not_matter(order):
     parts = [paper("a", [(0, -350), (1, 900)]), paper("b", [(1, 900), (2, -1)], form="csv:n26"), paper("c", [(0, 5000)], account="77777777"), paper("d", [(0, -1)], account="", form="csv:x")]
     source, again = merge(parts), merge([parts[i] for i in order])
-    assert table(source).equals(table(again)) and source.files.equals(again.files) and source.findings == again.findings
+    assert table(source).equals(table(again))
+    assert source.files.equals(again.files)
+    assert source.findings == again.findings
 
 
 # --- accounts -------------------------------------------------------------------------------------------------------------
@@ -148,34 +155,41 @@ def test_order_of_files_does_not_matter(order):
 @pytest.mark.parametrize("other", ["DE89 3704 0044 0532 0130 00", "0532013000", "532013000", "37040044/0532013000", "****3000", "xxxx-xxxx-3000", "DE89****3000", "Giro 3000"])
 def test_one_account_written_in_many_ways(other):
     merged = merge([paper("a.ofx", [(0, -1), (1, -2)]), paper("b.csv", [(1, -2), (2, -3)], account=other, form="csv:n26")])
-    assert set(merged.frames["transactions"]["account"]) == {"DE89370400440532013000"} and amounts(merged) == [-3, -2, -1]
+    assert set(merged.frames["transactions"]["account"]) == {"DE89370400440532013000"}
+    assert amounts(merged) == [-3, -2, -1]
 
 
 @pytest.mark.parametrize("other", ["DE12500105170648489890", "0532013001", "****3001", "Savings", "Giro"])
 def test_other_accounts_stay_apart(other):
     merged = merge([paper("a.ofx", [(0, -1), (1, -2)]), paper("b.csv", [(1, -2), (2, -3)], account=other, form="csv:n26")])
-    assert merged.frames["transactions"]["account"].n_unique() == 2 and len(table(merged)) == 4
+    assert merged.frames["transactions"]["account"].n_unique() == 2
+    assert len(table(merged)) == 4
 
 
 def test_a_mask_that_fits_two_accounts_stays_apart_and_is_told():
     merged = merge([paper("a", [(0, -1)], account="11113000"), paper("b", [(0, -2)], account="22223000"), paper("c", [(0, -3)], account="****3000", form="csv:x")])
-    assert merged.frames["transactions"]["account"].n_unique() == 3 and "account in doubt" in rules_of(merged, "warning")
+    assert merged.frames["transactions"]["account"].n_unique() == 3
+    assert "account in doubt" in rules_of(merged, "warning")
 
 
 def test_an_unnamed_file_is_known_by_its_rows():
     rows = [(n, -100 * n - 7, "Shop") for n in range(10)]
     merged = merge([paper("a.ofx", rows), paper("b.csv", rows[4:], account="", form="csv:n26")])
-    assert len(table(merged)) == 10 and "account recognised" in rules_of(merged)
+    assert len(table(merged)) == 10
+    assert "account recognised" in rules_of(merged)
     apart = merge([paper("a.ofx", rows), paper("b.csv", [(d, a - 1, p) for d, a, p in rows], account="", form="csv:n26")])
-    assert len(table(apart)) == 20 and apart.frames["transactions"]["account"].n_unique() == 2
+    assert len(table(apart)) == 20
+    assert apart.frames["transactions"]["account"].n_unique() == 2
 
 
 def test_unnamed_files_of_one_layout_are_one_account_unless_they_contradict():
     january, february = [(n, -n - 1) for n in range(9)], [(n + 31, -n - 50) for n in range(9)]
     merged = merge([paper("jan", january, account="", form="csv:n26"), paper("feb", february, account="", form="csv:n26")])
-    assert merged.frames["transactions"]["account"].n_unique() == 1 and "unnamed account" in rules_of(merged)
+    assert merged.frames["transactions"]["account"].n_unique() == 1
+    assert "unnamed account" in rules_of(merged)
     other = merge([paper("giro", january, account="", form="csv:n26"), paper("card", [(n, -n - 50) for n in range(9)], account="", form="csv:n26")])
-    assert other.frames["transactions"]["account"].n_unique() == 2 and len(table(other)) == 18
+    assert other.frames["transactions"]["account"].n_unique() == 2
+    assert len(table(other)) == 18
 
 
 # --- sums -----------------------------------------------------------------------------------------------------------------
@@ -183,7 +197,8 @@ def test_unnamed_files_of_one_layout_are_one_account_unless_they_contradict():
 
 def test_opening_and_rows_are_closing_to_the_cent():
     right = merge([paper("a", [(0, -101), (1, 1)], opening_minor=1000, closing_minor=900)])
-    assert right.files["balanced"].to_list() == [True] and right.frames["user_profiles"]["opening_balance_minor"][0] == 1000
+    assert right.files["balanced"].to_list() == [True]
+    assert right.frames["user_profiles"]["opening_balance_minor"][0] == 1000
     wrong = merge([paper("a", [(0, -101), (1, 1)], opening_minor=1000, closing_minor=901)])
     assert wrong.files["balanced"].to_list() == [False]
     assert "0.01 EUR" in next(f for f in wrong.findings if f.rule == "opening + rows is not closing").advice
@@ -211,7 +226,8 @@ def test_a_missing_month_is_told_with_what_it_is_worth():
     assert not {"gap between statements", "balances do not join"} & rules_of(merge(whole))
     holed = merge([whole[0], whole[2]])
     gap = next(f for f in holed.findings if f.rule == "gap between statements")
-    assert gap.examples == ("2025-02-01 to 2025-02-28",) and "-3.00 EUR" in gap.advice
+    assert gap.examples == ("2025-02-01 to 2025-02-28",)
+    assert "-3.00 EUR" in gap.advice
     quiet = merge([whole[0], replace(whole[2], opening_minor=900, closing_minor=850)])
     assert "gap between statements" not in rules_of(quiet), "the balances prove that nothing happened"
     jump = merge([whole[0], replace(whole[1], opening_minor=950, closing_minor=650), whole[2]])
@@ -224,7 +240,8 @@ def test_opening_is_known_only_when_all_accounts_begin_together():
     assert merge([a, b]).frames["user_profiles"]["opening_balance_minor"][0] == 150
     late = paper("b", [(200, -7)], account="88888888", opening_minor=50, closing_minor=43)
     unknown = merge([a, late])
-    assert unknown.frames["user_profiles"]["opening_balance_minor"][0] is None and "accounts begin at different times" in rules_of(unknown)
+    assert unknown.frames["user_profiles"]["opening_balance_minor"][0] is None
+    assert "accounts begin at different times" in rules_of(unknown)
     assert "opening balance unknown" in rules_of(merge([a, paper("b", [(2, -7)], account="88888888")]))
 
 
@@ -232,7 +249,9 @@ def test_rows_after_the_end_and_far_from_the_rest():
     assert "after the statement's end" in rules_of(merge([paper("a", [(0, -1), (9, -2)], opens=MONDAY, closes=MONDAY + timedelta(5), opening_minor=10, closing_minor=9)]))
     rows = [(n, -100 - n) for n in range(120)]
     stray = merge([paper("a", [*rows, (9000, -5)])])
-    assert stray.rejects["rule"].to_list() == ["far from the rest"] and len(table(stray)) == 120 and stray.files["rejected"].to_list() == [1]
+    assert stray.rejects["rule"].to_list() == ["far from the rest"]
+    assert len(table(stray)) == 120
+    assert stray.files["rejected"].to_list() == [1]
     assert usual_days(pl.DataFrame({"day": [MONDAY], "rows": [1]})) == (MONDAY, MONDAY)
 
 
@@ -265,9 +284,11 @@ def test_what_is_no_transfer_is_not_marked(giro, pot):
 
 def test_transfers_in_doubt_are_left_and_told():
     source = merge([paper("a", [(0, -5000, "Anna")]), paper("b", [(0, 5000, "Anna")], account=POT), paper("c", [(0, 5000, "Ben")], account="99999999")])
-    assert "transfer" not in categories(source) and "transfer in doubt" in rules_of(source, "warning")
+    assert "transfer" not in categories(source)
+    assert "transfer in doubt" in rules_of(source, "warning")
     equal = merge([paper("a", [(0, -5000, "Anna"), (0, -5000, "Anna")]), paper("b", [(0, 5000, "Anna"), (1, 5000, "Anna")], account=POT)])
-    assert categories(equal) == ["transfer"] * 4 and "transfer in doubt" not in rules_of(equal)
+    assert categories(equal) == ["transfer"] * 4
+    assert "transfer in doubt" not in rules_of(equal)
 
 
 def test_a_fee_on_the_way_and_an_exchange():
@@ -280,7 +301,8 @@ def test_a_fee_on_the_way_and_an_exchange():
 def test_monthly_savings_are_all_found():
     giro = [(28 * n, -10000, "Dauerauftrag Sparen") for n in range(12)]
     _, rows = moved(giro, [(28 * n + n % 3, 10000, "Eingang") for n in range(12)])
-    assert {name for _, name in rows} == {"transfer"} and len(rows) == 24
+    assert {name for _, name in rows} == {"transfer"}
+    assert len(rows) == 24
 
 
 def test_a_correction_wins_over_a_transfer():
@@ -331,10 +353,13 @@ def test_corrections_are_remembered_and_applied_to_later_files(tmp_path):
     before = read_statements(tmp_path)
     remember(book, "Señor Taco", "gifts")
     remember(book, "SENOR TACO", "travel")
-    assert read_corrections(book) == {"SENOR TACO": "travel"} and os.listdir(tmp_path).count("corrections.toml") == 1
+    assert read_corrections(book) == {"SENOR TACO": "travel"}
+    assert os.listdir(tmp_path).count("corrections.toml") == 1
     after = read_statements(tmp_path)
     hit = after.frames["transactions"].filter(pl.col("merchant").str.contains("Taco"))
-    assert len(hit) and set(hit["category_id"]) == {CATEGORY_ID["travel"]} and "corrections used" in rules_of(after)
+    assert len(hit)
+    assert set(hit["category_id"]) == {CATEGORY_ID["travel"]}
+    assert "corrections used" in rules_of(after)
     assert after.frames["transactions"]["external_id"].equals(before.frames["transactions"]["external_id"])
     book.write_text("# mine\n[merchants]\n'Kiosk' = 'gifts' # x\n")
     remember(book, "Kiosk", "dining")
@@ -347,12 +372,15 @@ def test_corrections_are_remembered_and_applied_to_later_files(tmp_path):
 
 def test_uncategorised_is_told_in_rows_and_money():
     found = next(f for f in merge([paper("a", [(0, -9900, "Qwertz"), (1, -100, "Lidl")])]).findings if f.rule == "no category")
-    assert found.severity == "warning" and "50.0% of the rows and 99.0% of the money" in found.advice and '"Qwertz" =' in found.advice
+    assert found.severity == "warning"
+    assert "50.0% of the rows and 99.0% of the money" in found.advice
+    assert '"Qwertz" =' in found.advice
 
 
 def test_the_rules_are_sound():
     rules = read_rules()
-    assert rules.words["category_id"].n_unique() >= 20 and len(rules.words) > 1000
+    assert rules.words["category_id"].n_unique() >= 20
+    assert len(rules.words) > 1000
     assert not len(rules.words.filter(pl.col("pattern").str.strip_chars().str.len_chars() < 2))
 
 
@@ -376,7 +404,8 @@ def test_one_account_in_every_format_in_one_folder(tmp_path, account):
     for kind, write in bank.WRITERS.items():
         (tmp_path / f"{kind}.{ENDINGS[kind]}").write_bytes(write(account))
     source = read_statements(tmp_path, zone="Europe/Berlin")
-    assert sorted(source.files["file"]) == sorted(f"{k}.{e}" for k, e in ENDINGS.items()) and source.files.columns == list(FILES)
+    assert sorted(source.files["file"]) == sorted(f"{k}.{e}" for k, e in ENDINGS.items())
+    assert source.files.columns == list(FILES)
     assert amounts(source) == sorted(e.amount for e in account.entries)
     assert source.frames["user_profiles"]["opening_balance_minor"][0] == account.opening
     assert source.frames["transactions"]["account"].unique().to_list() == [account.number]
@@ -393,7 +422,8 @@ def test_months_in_many_formats_overlapping(tmp_path, account):
         kind = dice.choice(kinds)
         (tmp_path / f"{n}-{kind}.{ENDINGS[kind]}").write_bytes(bank.WRITERS[kind](part))
     source = read_statements(tmp_path, zone="Europe/Berlin")
-    assert amounts(source) == sorted(e.amount for e in account.entries) and not rules_of(source, "error")
+    assert amounts(source) == sorted(e.amount for e in account.entries)
+    assert not rules_of(source, "error")
 
 
 def test_a_source_loads_into_a_database(tmp_path, account):

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_FILES', 'detect', 'merge', 'read_bytes', 'read_statement', 'read_statements']
 
-# %% ../../nbs/data/statements.ipynb #8f860ba7
+# %% ../../nbs/data/statements.ipynb #9d078d65
 import hashlib
 import re
 from collections import Counter
 from dataclasses import replace
 from datetime import date, timedelta
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from zoneinfo import available_timezones
 
@@ -193,12 +194,13 @@ def _layout(form: str) -> str:
     """The name of a format without its version: "csv:n26" is n26, "ofx 2.0.3" is ofx."""
     return re.split(r"[\s.]", form.split(":")[-1])[0]
 
-# %% ../../nbs/data/statements.ipynb #9ba00e62
+# %% ../../nbs/data/statements.ipynb #a50886e7
 def _by_evidence(names: list[str], sure: set, open_to: dict, unnamed: set, days: dict, statements: list[Statement]) -> tuple[list[str], list[Finding]]:
     """`names` where an account without a number is the numbered one that has the same rows; and the findings about it."""
-    whole, found = {}, []
-    for n, name in enumerate(names):
-        whole[name] = whole.get(name, Counter()) | days[n]
+    whole, found = {name: Counter() for name in names}, []
+    for n, name in enumerate(names if set(names) - sure else ()):
+        mine = whole[name]
+        mine.update({k: more for k, count in days[n].items() if (more := count - mine[k]) > 0})
     money = {name: {statements[n].currency for n, m in enumerate(names) if m == name} for name in whole}
     for label in [name for name in whole if name not in sure]:
         files = sorted({statements[n].file for n, m in enumerate(names) if m == label})
@@ -340,7 +342,7 @@ def _offsets(anchors: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
     joined = anchors.sort("day").join_asof(sums.select("account", "currency", "day", "sum").sort("day"), on="day", by=["account", "currency"], check_sortedness=False)
     return joined.with_columns((pl.col("balance") - pl.col("sum").fill_null(0)).alias("offset")).sort("account", "currency", "day")
 
-# %% ../../nbs/data/statements.ipynb #07044d03
+# %% ../../nbs/data/statements.ipynb #4be61966
 def _chain_findings(statements: list[Statement], sums: pl.DataFrame, rows: pl.DataFrame, offsets: pl.DataFrame) -> list[Finding]:
     """Where balances stop fitting the rows, and which days no file covers."""
     found = []
@@ -356,7 +358,7 @@ def _chain_findings(statements: list[Statement], sums: pl.DataFrame, rows: pl.Da
             more = f" By the balances, rows worth {_money(worth, currency)} are missing." if worth else ""
             found.append(Finding("warning", statements[s].file, "date", "gap between statements", (end - start).days + 1, (f"{start} to {end}",),
                                  f"No file covers these days of {account}.{more} Download them too, or read on knowing that they are missing."))
-        for (day, before), (later, after) in zip(known, known[1:], strict=False):
+        for (day, before), (later, after) in pairwise(known):
             if before != after and not any(day <= end and later >= start for start, end, _ in gaps):
                 at = max(n for n, s in enumerate(statements) if n in part["s"])
                 found.append(Finding("error", statements[at].file, "balance", "balances do not join", 1, (f"{day} to {later}",),
