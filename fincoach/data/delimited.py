@@ -6,7 +6,7 @@
 __all__ = ['ROLES', 'SIGNS', 'ROW_RULES', 'CsvMapping', 'mapping_template', 'read_mapping', 'check_mapping', 'read_csv',
            'presets', 'matches', 'read_delimited', 'sniff', 'save_mapping']
 
-# %% ../../nbs/data/delimited.ipynb #a0426b4e
+# %% ../../nbs/data/delimited.ipynb #7e3cd777
 import codecs
 import csv
 import io
@@ -15,6 +15,7 @@ import re
 import tomllib
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
@@ -467,7 +468,7 @@ def _minor(text: pl.Expr, decimal: str, digits: int) -> pl.Expr:
     size = (value + 5) // 10
     return pl.when(fits).then(pl.when(text.str.starts_with("-")).then(-size).otherwise(size))
 
-# %% ../../nbs/data/delimited.ipynb #c75d8529
+# %% ../../nbs/data/delimited.ipynb #30ad14b2
 _SETTLE_DECIMAL = 'state the decimal mark in the mapping, e.g.  [format] decimal = ","'
 _SETTLE_SIGN = 'state in the mapping whether that is spending, e.g.  [format] sign = "positive is out"  (or "by category")'
 _LIMIT = 10**9  # major units: more is a mistake in a household's file
@@ -485,7 +486,7 @@ def _decimal(rows: pl.DataFrame, names: list[str]) -> str:
 
 def _worth(rows: pl.DataFrame, name: str, decimal: str) -> pl.DataFrame:
     """`rows` with `name`_minor from the text column `name`, its `plain` text, and the decimals `places` of the row's currency."""
-    places = rows["currency"].replace_strict({c: decimals(c) for c in rows["currency"].unique()}, return_dtype=pl.Int8)
+    places = rows["currency"].replace_strict({c: decimals(c) for c in rows["currency"].unique()}, return_dtype=pl.Int8).cast(pl.Int8)
     rows = rows.with_columns(_plained(rows[name]).alias("plain"), places.alias("places"))
     value = pl.coalesce(pl.when(pl.col("places") == p).then(_minor(pl.col("plain"), decimal, p)) for p in places.unique().sort())
     return rows.with_columns((value if len(rows) else pl.lit(None, pl.Int64)).alias(f"{name}_minor"))
@@ -827,8 +828,9 @@ def matches(mapping: CsvMapping, header: list[str]) -> bool:
         return all(_key(n) in keys for n in mapping.match.get("columns", ())) and not any(_key(n) in keys for n in mapping.match.get("without", ()))
     return all(any(_places(header, n) for n in _several(names)) for names in mapping.columns.values())
 
-# %% ../../nbs/data/delimited.ipynb #92206976
-_HEAD = 80
+# %% ../../nbs/data/delimited.ipynb #ea49ce38
+_HEAD = 80  # lines
+_WIDEST = 1000  # columns
 
 
 class _Layout(NamedTuple):
@@ -848,18 +850,19 @@ def _heads(text: str, delimiter: str | None) -> dict[str, list[_Record]]:
     announced = re.fullmatch(r"sep=(.)\s*", lines[0]) if lines else None
     heads = {}
     for mark in [delimiter] if delimiter else [announced[1]] if announced else ",;\t|":
-        try:
-            heads[mark] = list(_records(iter(lines), mark))
-        except csv.Error:
-            heads[mark] = []
+        heads[mark] = []
+        with suppress(csv.Error):
+            heads[mark].extend(_records(iter(lines), mark))
     return heads
 
-# %% ../../nbs/data/delimited.ipynb #30c56dae
+# %% ../../nbs/data/delimited.ipynb #85c7410d
 def _locate(heads: dict[str, list[_Record]], mapping: CsvMapping | None) -> _Layout:
     """Where the table of a file is, by `mapping`, else a preset, else obvious names; `SourceError` when it is not found."""
     found, guesses, fullest = [], [], None
     for mark, records in heads.items():
         for i, record in enumerate(records):
+            if len(record.fields) > _WIDEST:
+                continue
             header = [" ".join(f.split()) for f in record.fields]
             if fullest is None or len(header) > len(fullest):
                 fullest = header
@@ -952,8 +955,8 @@ def _dated(rows: pl.DataFrame, form: str | None) -> pl.DataFrame:
     rows = _clocked(_mark(rows, ~pl.col("day").dt.year().is_between(1900, 2200).fill_null(False), "date", "unreadable date"))
     return rows.with_columns((pl.col("at").dt.hour().cast(pl.Int16) * 60 + pl.col("at").dt.minute()).alias("minute"))
 
-# %% ../../nbs/data/delimited.ipynb #f6b878bd
-_SYMBOLS = {"€": "EUR", "£": "GBP", "EURO": "EUR"}
+# %% ../../nbs/data/delimited.ipynb #a148b18f
+_SYMBOLS = {"€": "EUR", "£": "GBP"}
 
 
 def _currency(header: list[str], mapping: CsvMapping, rows: pl.DataFrame) -> str | None:

@@ -34,7 +34,7 @@ def _cell(value, mark: str = ".", form: str = "%Y-%m-%d") -> str:
         return value.strftime(form)
     return value.strftime("%H:%M:%S") if isinstance(value, time) else str(value)
 
-# %% ../../nbs/data/workbook.ipynb #1e2c49ca
+# %% ../../nbs/data/workbook.ipynb #2d68a828
 _MOST = 200_000_000  # bytes, packed
 _INFLATED = 400_000_000  # bytes, unpacked
 _CELLS = 20_000_000
@@ -57,7 +57,7 @@ def _inflated(raw: bytes, item: zipfile.ZipInfo, room: int) -> bytes:
 
 def _corner(sheet: bytes) -> int:
     """How many cells a sheet's table has, empty ones included."""
-    columns = {m for m in re.findall(rb'\br="([A-Z]{1,3})\d', sheet)}
+    columns = set(re.findall(rb'\br="([A-Z]{1,3})\d', sheet))
     wide = max((sum((c - 64) * 26**i for i, c in enumerate(reversed(name))) for name in columns), default=1)
     return wide * max((int(m) for m in set(re.findall(rb'\br="[A-Z]*(\d{1,9})"', sheet))), default=1)
 
