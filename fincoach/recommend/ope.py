@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MIN_EFFECTIVE', 'MIN_TELLING', 'MAX_SHARE', 'MAX_MISSING', 'NAMES', 'Log', 'Terms', 'importance_weights', 'ips',
            'clip_limit', 'clipped_ips', 'snips', 'direct_method', 'doubly_robust', 'switch_dr', 'switch_threshold',
-           'design', 'LeastSquares', 'cross_fit', 'Worth', 'worth', 'difference', 'bernstein_lower', 'lower_bound',
-           'Support', 'support', 'estimators', 'estimates', 'PolicyValue', 'evaluate_policy', 'Comparison',
-           'compare_policies', 'Episodes', 'per_decision', 'fitted_q', 'fitted_value', 'sequence_dr',
+           'design', 'LeastSquares', 'cross_fit', 'Worth', 'worths', 'worth', 'difference', 'bernstein_lower',
+           'lower_bound', 'Support', 'support', 'estimators', 'estimates', 'PolicyValue', 'evaluate_policy',
+           'Comparison', 'compare_policies', 'Episodes', 'per_decision', 'fitted_q', 'fitted_value', 'sequence_dr',
            'evaluate_episodes']
 
 # %% ../../nbs/recommend/ope.ipynb #116534b4
@@ -287,7 +287,7 @@ def _poisson_table() -> np.ndarray:
 
 _POISSON = _poisson_table()
 
-# %% ../../nbs/recommend/ope.ipynb #88f116e4
+# %% ../../nbs/recommend/ope.ipynb #13bc6ef9
 def _with_products(columns: np.ndarray) -> np.ndarray:
     """The columns and all their products, beside each other."""
     i, j = np.triu_indices(columns.shape[1])
@@ -305,36 +305,52 @@ def _value_error(sums: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, np.nd
     return ratio @ signs, np.sqrt(np.clip((products * sums[..., m:]).sum(-1), 0, None))
 
 
-def _interval(columns: np.ndarray, signs, level: float, draws: int, seed: int) -> Worth:
-    """Studentised Poisson bootstrap over the rows of `columns` (units, 2k): top and bottom of each ratio in turn."""
-    signs, both, rng = np.asarray(signs, dtype=float), _with_products(columns), np.random.default_rng(seed)
-    if len(columns) < 2:
-        raise ValueError("one unit has no interval: bring decisions of at least two people")
-    value, error = _value_error(both.sum(0), signs)
-    step = max(1, 4_000_000 // len(columns))
-    again = np.vstack([_counts(rng, min(step, draws - k), len(columns)) @ both for k in range(0, draws, step)])
-    again = again[(again[:, 1 : 2 * len(signs) : 2] > 0).all(1)]
-    values, errors = _value_error(again, signs)
+def _interval(total: np.ndarray, again: np.ndarray, signs, level: float) -> Worth:
+    """Studentised interval from the summed columns `total` (m,) and from those of each draw `again` (draws, m)."""
+    signs = np.asarray(signs, dtype=float)
+    value, error = _value_error(total, signs)
+    values, errors = _value_error(again[(again[:, 1 : 2 * len(signs) : 2] > 0).all(1)], signs)
     usable = errors > 1e-9 * error
-    if usable.sum() < draws / 2:  # nothing varies, or next to nothing does: no interval but the point, or the line
+    if usable.sum() < len(again) / 2:  # nothing varies, or next to nothing does: no interval but the point, or the line
         wide = np.inf if error > 1e-12 * abs(value) else 0.0
         return Worth(float(value), float(error), float(value) - wide, float(value) + wide)
     tail = (1 - level) / 2
     low, high = np.quantile((values - value)[usable] / errors[usable], [tail, 1 - tail])
     return Worth(float(value), float(error), float(value - high * error), float(value - low * error))
 
-# %% ../../nbs/recommend/ope.ipynb #ed316007
-def worth(terms: Terms, units=None, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Worth:
-    """The estimate with an interval: studentised Poisson bootstrap over `units` (default: over rows).
+
+def _bootstrap(blocks: list[tuple[np.ndarray, list[int]]], level: float, draws: int, seed: int) -> list[Worth]:
+    """An interval for each block, columns (units, 2k) of top and bottom in turn with k signs; all from the same draws."""
+    both, rng = np.hstack([_with_products(columns) for columns, _ in blocks]), np.random.default_rng(seed)
+    if len(both) < 2:
+        raise ValueError("one unit has no interval: bring decisions of at least two people")
+    step = max(1, 4_000_000 // len(both))
+    again = np.vstack([_counts(rng, min(step, draws - k), len(both)) @ both for k in range(0, draws, step)])
+    total, found, start = both.sum(0), [], 0
+    for columns, signs in blocks:
+        part = slice(start, start + columns.shape[1] * (columns.shape[1] + 3) // 2)
+        found.append(_interval(total[part], again[:, part], signs, level))
+        start = part.stop
+    return found
+
+# %% ../../nbs/recommend/ope.ipynb #37b37efd
+def worths(many: Mapping[str, Terms], units=None, level: float = 0.95, draws: int = 1000, seed: int = 0) -> dict[str, Worth]:
+    """Each estimate with an interval, by name: studentised Poisson bootstrap over `units` (default: over rows), the same draws for all.
 
     Assumes independent units and propensities as logged. It knows nothing of a reward model's own error: see `direct_method`.
     """
-    return _interval(_per_unit(np.stack(terms, axis=1), units), [1], level, draws, seed)
+    blocks = [(_per_unit(np.stack(t, axis=1), units), [1]) for t in many.values()]
+    return dict(zip(many, _bootstrap(blocks, level, draws, seed), strict=True))
+
+
+def worth(terms: Terms, units=None, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Worth:
+    """`worths` of one."""
+    return worths({"": terms}, units, level, draws, seed)[""]
 
 
 def difference(one: Terms, other: Terms, units=None, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Worth:
-    """`one` less `other` on the same rows, with the interval of `worth`: what both have in common cancels."""
-    return _interval(_per_unit(np.stack([*one, *other], axis=1), units), [1, -1], level, draws, seed)
+    """`one` less `other` on the same rows, with the interval of `worths`: what both have in common cancels."""
+    return _bootstrap([(_per_unit(np.stack([*one, *other], axis=1), units), [1, -1])], level, draws, seed)[0]
 
 # %% ../../nbs/recommend/ope.ipynb #ab7bb67c
 def bernstein_lower(values, low: float, high: float, level: float = 0.95) -> float:
@@ -487,14 +503,19 @@ def estimators(log: Log, policy, switch_at: float | None = None) -> dict[str, Te
     given = (weights, log.rewards, log.actions, policy, log.predictions)
     return found | {"direct_method": direct_method(policy, log.predictions), "doubly_robust": doubly_robust(*given), "switch_dr": switch_dr(*given, switch_at)}
 
-# %% ../../nbs/recommend/ope.ipynb #74d97efa
-def _cut(terms: Terms, kept: np.ndarray, worst, best, units, level: float, draws: int, seed: int) -> Worth:
-    """The estimate, with an interval that allows the cut part, 1 - `kept`, to bring anything from `worst` to `best`."""
-    value = worth(terms, units, level, draws, seed)
-    low, high = (worth(Terms(terms.top + (1 - kept) * x, terms.bottom), units, level, draws, seed) for x in (worst, best))
-    return Worth(value.value, value.error, low.low, high.high)
+# %% ../../nbs/recommend/ope.ipynb #204700b6
+def _spans(log: Log, policy: np.ndarray, weights: np.ndarray, switch_at: float | None) -> dict[str, tuple[np.ndarray, float, float]]:
+    """For estimators that cut weight here: the weights kept, and the least and the most that a unit of what was cut can bring."""
+    (least, most), limit, found = log.reward_range or (np.nan, np.nan), clip_limit(weights), {}
+    if weights.max() > limit:
+        found["clipped_ips"] = np.minimum(weights, limit), least, most
+    if log.predictions is not None:
+        at = switch_threshold(weights, log.rewards, log.actions, policy, log.predictions) if switch_at is None else switch_at
+        if weights.max() > at:
+            found["switch_dr"] = np.where(weights <= at, weights, 0.0), least - most, most - least
+    return found
 
-# %% ../../nbs/recommend/ope.ipynb #98f8f7da
+# %% ../../nbs/recommend/ope.ipynb #b5475e8f
 def estimates(log: Log, policy, level: float = 0.95, draws: int = 1000, seed: int = 0, switch_at: float | None = None) -> dict[str, Worth]:
     """Every estimator's value with its interval, **whether supported or not**; `evaluate_policy` is what to report.
 
@@ -502,18 +523,17 @@ def estimates(log: Log, policy, level: float = 0.95, draws: int = 1000, seed: in
     known); the direct method has none (NaN).
     """
     policy = log.probabilities(policy)
-    weights, options = importance_weights(log.actions, log.propensities, policy), (log.units, level, draws, seed)
-    terms = estimators(log, policy, switch_at)
-    found = {k: worth(t, *options) for k, t in terms.items()}
-    (least, most), limit = log.reward_range or (np.nan, np.nan), clip_limit(weights)
-    if weights.max() > limit:
-        found["clipped_ips"] = _cut(terms["clipped_ips"], np.minimum(weights, limit), least, most, *options)
-    if log.predictions is None:
-        return found
-    found["direct_method"] = Worth(found["direct_method"].value, np.nan, np.nan, np.nan)
-    at = switch_threshold(weights, log.rewards, log.actions, policy, log.predictions) if switch_at is None else switch_at
-    if weights.max() > at:
-        found["switch_dr"] = _cut(terms["switch_dr"], np.where(weights <= at, weights, 0.0), least - most, most - least, *options)
+    weights, terms = importance_weights(log.actions, log.propensities, policy), estimators(log, policy, switch_at)
+    spans, ends = _spans(log, policy, weights, switch_at), {}
+    for k, (kept, *span) in spans.items():
+        if np.isfinite(span).all():
+            ends |= {(k, i): Terms(terms[k].top + (1 - kept) * x, terms[k].bottom) for i, x in enumerate(span)}
+    found = worths(terms | ends, log.units, level, draws, seed)
+    unknown = Worth(0.0, np.nan, np.nan, np.nan)
+    for k in spans:
+        found[k] = Worth(found[k].value, found[k].error, found.pop((k, 0), unknown).low, found.pop((k, 1), unknown).high)
+    if "direct_method" in found:
+        found["direct_method"] = Worth(found["direct_method"].value, np.nan, np.nan, np.nan)
     return found
 
 # %% ../../nbs/recommend/ope.ipynb #c28db74b
@@ -797,7 +817,7 @@ def sequence_dr(log: Episodes, policy, q, discount: float = 1.0) -> Terms:
         total = value[:, t] + weight[:, t] * (rewards[:, t] + discount * total - taken[:, t])
     return Terms(total, np.ones(len(total)))
 
-# %% ../../nbs/recommend/ope.ipynb #83e9fff6
+# %% ../../nbs/recommend/ope.ipynb #3593aacc
 def evaluate_episodes(log: Episodes, policy, q=None, discount: float = 1.0, name: str = "the policy", level: float = 0.95, draws: int = 1000, seed: int = 0) -> PolicyValue:
     """What `policy` is worth an episode by `log`; `q` (n, n_actions) are values such as `fitted_q` gives. Refuses by the rules of `support`, applied to episodes."""
     policy = log.probabilities(policy)
@@ -810,7 +830,7 @@ def evaluate_episodes(log: Episodes, policy, q=None, discount: float = 1.0, name
     terms = {"per_decision": per_decision(log, policy, discount), "weighted_per_decision": per_decision(log, policy, discount, weighted=True)}
     if q is not None:
         terms |= {"fitted_q": fitted_value(log, policy, q), "sequence_dr": sequence_dr(log, policy, q, discount)}
-    found = {k: worth(t, units, level, draws, seed) for k, t in terms.items()}
+    found = worths(terms, units, level, draws, seed)
     if q is not None:
         found["fitted_q"] = Worth(found["fitted_q"].value, np.nan, np.nan, np.nan)
     chosen, why = _chosen(found, "sequence_dr", "weighted_per_decision")
