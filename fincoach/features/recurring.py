@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['RHYTHMS', 'Rhythm', 'detect_spending_cycles']
 
-# %% ../../nbs/features/recurring.ipynb #b90a89ee
+# %% ../../nbs/features/recurring.ipynb #a82e0541
 import hashlib
-import re
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -17,9 +16,9 @@ import numpy as np
 import polars as pl
 import sqlalchemy as sa
 
-from ..data.tables import CATEGORIES, CATEGORY_ID, decimals
+from ..data.tables import CATEGORIES, Transaction, User, decimals
 from .ledger import compiled, day_number, in_blocks
-from ..show import Card, Html, badge, facts, join, number, table
+from ..show import Card, Html, badge, facts, join, plain, table
 
 # %% ../../nbs/features/recurring.ipynb #1349321a
 class Rhythm(NamedTuple):
@@ -135,7 +134,7 @@ def _life(kind, anchor, other, shift, days, slot, gap):
         previous, i = slot[i], j
     return best, first, last
 
-# %% ../../nbs/features/recurring.ipynb #4790d257
+# %% ../../nbs/features/recurring.ipynb #6d16a4b6
 @compiled
 def _anchors_of(days, found):
     """Mark in `found[1..31]` the days of a month on which payments on `days` may have been due."""
@@ -162,9 +161,9 @@ def _may_be(kind, days):
     for i in range(n - 1):
         if abs(days[i + 1] - days[i] - _DAYS[kind]) <= slack or (i + 2 < n and abs(days[i + 2] - days[i] - _DAYS[kind]) <= slack):
             close += 1
-    return close > 0 and 3 * close >= n - 1
+    return close > 0 and 2 * close >= n - 1
 
-# %% ../../nbs/features/recurring.ipynb #faba3902
+# %% ../../nbs/features/recurring.ipynb #b65a1cc8
 _WEEKEND_OUT, _WEEKEND_IN = (-1.5, -0.3, 0.0), (0.0, -0.7, -1.5)  # log odds of shift -1, 0, 1 before anything is seen
 _MANY = float(np.log(len(RHYTHMS)))
 
@@ -172,7 +171,7 @@ _MANY = float(np.log(len(RHYTHMS)))
 @compiled
 def _try(kind, anchor, other, income, days, slot, gap, best):
     """Try one anchor with each weekend rule; `best` is (evidence, kind, anchor, other, shift, first, last) so far."""
-    cost = np.log(_DAYS[kind] * (5.0 if kind == _SEMI else 1.0)) + _MANY
+    cost = _cost(kind)
     for shift in range(-1, 2):
         if kind < _SEMI and shift:
             continue
@@ -185,14 +184,23 @@ def _try(kind, anchor, other, income, days, slot, gap, best):
 
 
 @compiled
-def _fit(days, income):
-    """The calendar with the most evidence over sorted days: (evidence, kind, anchor, other, shift, first row, row after the last)."""
+def _cost(kind):
+    """What a calendar pays for being one of so many."""
+    return np.log(_DAYS[kind] * (5.0 if kind == _SEMI else 1.0)) + _MANY
+
+
+@compiled
+def _fit(days, income, least):
+    """The calendar with the most evidence over sorted days: (evidence, kind, anchor, other, shift, first row, row after the last).
+
+    Rhythms that cannot reach the evidence `least` are not tried.
+    """
     n = len(days)
     slot, gap, found = np.empty(n, np.int64), np.empty(n, np.int64), np.zeros(32, np.bool_)
     best = (-1e9, 0, 0, 0, 0, 0, 0)
     _anchors_of(days, found)
     for kind in range(len(_DAYS)):
-        if not _may_be(kind, days):
+        if n * (_HIT + np.log(_DAYS[kind])) - _cost(kind) < least or not _may_be(kind, days):
             continue
         if kind < _SEMI:
             period = int(_DAYS[kind])
@@ -210,7 +218,7 @@ def _fit(days, income):
                 continue
             if kind == _SEMI:
                 for b in range(a + 13, 32):
-                    if found[b] and b - a <= 17 or b == 31 and found[31] and a >= 14:
+                    if found[b] and (b - a <= 17 or (b == 31 and a >= 14)):
                         best = _try(kind, a, b, income, days, slot, gap, best)
                 continue
             for phase in range(_MONTHS[kind]):
@@ -241,7 +249,10 @@ def _kept(amounts):
     steady = _bell(steps, n, min(max(own, 0.02), 0.12)) - 1.0
     return max(level, stream - bought), max(level, steady - shopped)
 
-# %% ../../nbs/features/recurring.ipynb #2ea5541e
+# %% ../../nbs/features/recurring.ipynb #8c677fb3
+_TAKEN, _PRICE = 3.0, 2.0  # evidence from which on rows are taken for a stream; the most that a kept amount adds to that of days
+
+
 @compiled
 def _matched(fit, days):
     """The rows that a fitted calendar explains: on each due date within its life the nearest payment."""
@@ -263,18 +274,19 @@ def _matched(fit, days):
 @compiled
 def _weigh(days, amounts, income, clusters):
     """(evidence, worth beside other ways to part the rows, the fit, its rows) of the best stream among sorted rows."""
-    fit = _fit(days, income)
+    looked = np.log(clusters) + np.log(max(len(days) / 2, 1.0))  # parts, and beginnings of a life, among which this is the best
+    fit = _fit(days, income, _TAKEN - _PRICE + looked)
     rows = _matched(fit, days)
     if len(rows) < 2:
         return -1e9, 0.0, fit, rows
-    when = fit[0] - np.log(clusters) - np.log(max(len(days) / 2, 1.0))  # where a life begins was looked for too
+    when = fit[0] - looked
     kept, steady = _kept(amounts[rows])
-    evidence = when + min(kept, 2.0)
+    evidence = when + min(kept, _PRICE)
     if not income and _DAYS[fit[1]] < 20:
-        evidence = min(evidence, steady + min(when, 2.0))
+        evidence = min(evidence, steady + min(when, _PRICE))
     return evidence, when + kept, fit, rows
 
-# %% ../../nbs/features/recurring.ipynb #6473af58
+# %% ../../nbs/features/recurring.ipynb #33aa5e51
 _PARTS = (1e9, 0.5, 0.2, 0.08, 1e-12)  # steps in the log of the amount that part rows, coarse to equal
 
 
@@ -314,17 +326,17 @@ def _search(order, logs, days, amounts, income):
             if pieces != 1 and high - low >= 2:
                 _, d, a = _sorted_part(order, low, high, days, amounts)
                 evidence, value, _, _ = _weigh(d, a, income, clusters)
-                if evidence > 0 and value > below:
+                if evidence >= _TAKEN and value > below:
                     worth[level, low], whole[level, low] = value, True
             low = high
     return worth, whole, clusters
 
-# %% ../../nbs/features/recurring.ipynb #5909f8b6
+# %% ../../nbs/features/recurring.ipynb #05884a63
 @compiled
 def _take(order, logs, days, amounts, income, label, streams, found):
     """Label the rows of the best streams among `order` (rows by amount) from number `found` on; the new count."""
-    worth, whole, clusters = _search(order, logs, days, amounts, income)
-    n, low, before = len(order), 0, found
+    _, whole, clusters = _search(order, logs, days, amounts, income)
+    n, low = len(order), 0
     while low < n:
         level, high = 0, _ends(logs, low, n, _PARTS[0])
         while level < len(_PARTS) - 1 and not whole[level, low]:
@@ -338,7 +350,7 @@ def _take(order, logs, days, amounts, income, label, streams, found):
             streams[found, 2], streams[found, 3], streams[found, 4] = fit[2], fit[3], fit[4]
             found += 1
         low = high
-    return found if found > before else before
+    return found
 
 # %% ../../nbs/features/recurring.ipynb #678d2948
 @compiled
@@ -382,7 +394,7 @@ def _merge(label, days, amounts, streams, first, found):
         a = first if joined else a + 1
     return found
 
-# %% ../../nbs/features/recurring.ipynb #1aae898c
+# %% ../../nbs/features/recurring.ipynb #cdfd93a1
 _AROUND, _ENDS = 20, 0.03  # days around the next date that are looked at; the chance that a stream ends at a due date
 
 
@@ -396,12 +408,16 @@ def _alike(kind, anchor, other, shift, days, slot, gap):
 
 
 @compiled
-def _spread_out(chances, kind, due, centre, weight, spread):
-    """Add a calendar's say: `weight` around its due day."""
-    for g in range(-_REACH[kind], _REACH[kind] + 1):
+def _spread_out(chances, kind, due, centre, weight, spread, gap):
+    """Add a calendar's say: `weight` around its due day, by how payments spread at large (with the weight of six) and by how these did."""
+    reach, seen = _REACH[kind], np.zeros(2 * _AROUND + 1)
+    for g in gap:
+        if abs(g) <= reach:
+            seen[g + _AROUND] += 1.0
+    for g in range(-reach, reach + 1):
         at = due + g - centre + _AROUND
         if 0 <= at < len(chances):
-            chances[at] += weight * _chance(g, spread, _REACH[kind])
+            chances[at] += weight * (6 * _chance(g, spread, reach) + seen[g + _AROUND]) / (6 + len(gap))
 
 
 @compiled
@@ -412,7 +428,7 @@ def _votes(kind, anchor, other, shift, income, days, centre):
     own, _ = _alike(kind, anchor, other, shift, days, slot, gap)
     own += (0.0 if kind < _SEMI else _WEEKEND_IN[shift + 1] if income else _WEEKEND_OUT[shift + 1])
     found[:] = False
-    if kind < _SEMI or kind == _SEMI:
+    if kind <= _SEMI:
         found[1] = True
     else:
         _anchors_of(days, found)
@@ -425,10 +441,10 @@ def _votes(kind, anchor, other, shift, income, days, centre):
             value += 0.0 if kind < _SEMI else _WEEKEND_IN[s + 1] if income else _WEEKEND_OUT[s + 1]
             if value > own - 7:
                 due = _due(kind, at, other, s, _nearest(kind, at, other, s, centre))
-                _spread_out(chances, kind, due, centre, np.exp(min(value - own, 50.0)), spread)
+                _spread_out(chances, kind, due, centre, np.exp(min(value - own, 50.0)), spread, gap)
     return chances
 
-# %% ../../nbs/features/recurring.ipynb #a51a74f5
+# %% ../../nbs/features/recurring.ipynb #0f923857
 @compiled
 def _window(chances, centre, today):
     """(likeliest day after `today`, first and last day of the nine tenths around it) of the chances around `centre`."""
@@ -459,16 +475,15 @@ def _foresee(stream, days, income, today):
     lived, missed = max(k - first + 1, len(days)), 0
     doubt = (lived - len(days) + 1) / (lived + 20)
     alive, gone = 1.0, 0.0
-    while True:
+    k += 1
+    centre = _due(kind, anchor, other, shift, k)
+    best, low, high = _window(_votes(kind, anchor, other, shift, income, recent, centre), centre, centre - _AROUND - 1)
+    grace = max(high - centre, best - centre + (2 if _DAYS[kind] < 10 else 3))
+    while centre + grace < today and missed < 400:
+        missed, gone, alive = missed + 1, gone + alive * _ENDS, alive * doubt * (1 - _ENDS)
         k += 1
         centre = _due(kind, anchor, other, shift, k)
-        chances = _votes(kind, anchor, other, shift, income, recent, centre)
-        best, low, high = _window(chances.copy(), centre, centre - _AROUND - 1)
-        if max(high, best + (2 if _DAYS[kind] < 10 else 3)) >= today:
-            break
-        missed, gone, alive = missed + 1, gone + alive * _ENDS, alive * doubt * (1 - _ENDS)
-        if missed > 400:
-            break
+    chances = _votes(kind, anchor, other, shift, income, recent, centre)
     best, low, high = _window(chances, centre, today)
     stream[5], stream[6], stream[7], stream[8], stream[9], stream[10] = lived, best, low, high, missed, gone > alive
 
@@ -514,7 +529,7 @@ def _key(name: pl.Expr) -> pl.Expr:
     words = words.str.replace_all(r"\s+", " ").str.strip_chars()
     return pl.when(words.str.len_chars() > 1).then(words).otherwise(name)
 
-# %% ../../nbs/features/recurring.ipynb #edf54d95
+# %% ../../nbs/features/recurring.ipynb #b49c21ae
 _NEEDED = ("id", "user_id", "occurred_at", "amount_minor", "currency", "category_id", "merchant", "account")
 
 
@@ -538,8 +553,6 @@ def _frames_of(source, user_ids) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def _read_engine(engine: sa.Engine, user_ids) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(users, transactions) of a database."""
-    from fincoach.data.tables import Transaction, User
-
     users = sa.select(User.id, User.timezone)
     rows = sa.select(*(getattr(Transaction, n) for n in _NEEDED))
     if user_ids is not None:
@@ -605,7 +618,7 @@ def _prices(rows: pl.DataFrame) -> pl.DataFrame:
     kinds = runs.group_by("stream").agg(pl.first("fixed"))
     return kinds.join(levels, on="stream", how="left").join(steps, on="stream", how="left")
 
-# %% ../../nbs/features/recurring.ipynb #70280d0f
+# %% ../../nbs/features/recurring.ipynb #14a10e10
 _TOLD = r"(\d{1,3})\s*(?:/|of|von|de|di|van|sur)\s*(\d{1,3})\b"
 
 
@@ -632,10 +645,10 @@ def _summaries(rows: pl.DataFrame) -> pl.DataFrame:
         (step / 2).sqrt().alias("variation"), pl.col("id").alias("transaction_ids"))
     told = told.join(_prices(rows), on="stream", how="left").join(_instalments(rows), on="stream", how="left")
     return told.with_columns(amount_minor=pl.when(pl.col("fixed")).then("level").otherwise("median").fill_null(pl.col("last_minor")),
-                             price_changes=pl.col("price_changes").fill_null(pl.lit([], _CHANGE.inner and _CHANGE)))
+                             price_changes=pl.col("price_changes").fill_null(pl.lit([], _CHANGE)))
 
-# %% ../../nbs/features/recurring.ipynb #cd59bb37
-_SCALE, _OFFSET, _CAP = 0.35, -0.8, 25.0
+# %% ../../nbs/features/recurring.ipynb #820f5a09
+_SCALE, _OFFSET, _CAP = 1.4, -5.2, 8.0
 
 
 def _confidence(evidence: np.ndarray) -> np.ndarray:
@@ -708,7 +721,7 @@ def _assemble(rows: pl.DataFrame, streams: np.ndarray) -> pl.DataFrame:
     told = told.with_columns(pl.when(~over).then(c).alias(c) for c in ("next_date", "next_low", "next_high")).with_columns(status=status)
     return told.filter(pl.col("confidence") >= _LEAST).select(_COLUMNS).sort("user_id", "direction", "confidence", "stream_id", descending=[False, False, True, False])
 
-# %% ../../nbs/features/recurring.ipynb #bafc223c
+# %% ../../nbs/features/recurring.ipynb #ca4752e1
 _EVERY = {"weekly": "every week", "biweekly": "every two weeks", "four_weekly": "every four weeks", "semi_monthly": "twice a month", "monthly": "every month",
           "two_monthly": "every two months", "quarterly": "every quarter", "half_yearly": "every half year", "yearly": "every year"}
 _TONE = {"early": "note", "mature": "good", "ended": "warning"}
@@ -747,8 +760,6 @@ class RecurringStreams(Card):
 
     def to_dict(self) -> dict:
         """The date and the streams as plain values."""
-        from fincoach.show import plain
-
         return {"as_of": self.as_of.isoformat(), "streams": plain(self.streams)}
 
     def to_plaid(self, user_id: int | None = None) -> dict:
@@ -791,7 +802,7 @@ def _body(streams: pl.DataFrame, most: int = 60) -> Html:
         "name": "Who", "amount": "Amount", "every": "How often", "next": "Next", "confidence": "How sure", "status": "Status"})
     return join([counts, shown])
 
-# %% ../../nbs/features/recurring.ipynb #881347c6
+# %% ../../nbs/features/recurring.ipynb #ef41e0dc
 _STATUS = {"early": "EARLY_DETECTION", "mature": "MATURE", "ended": "TOMBSTONED"}
 _PRIMARY = {"salary": ("INCOME", "INCOME_WAGES"), "benefits": ("INCOME", "INCOME_OTHER_INCOME"), "interest": ("INCOME", "INCOME_INTEREST_EARNED"),
             "other_income": ("INCOME", "INCOME_OTHER_INCOME"), "rent": ("RENT_AND_UTILITIES", "RENT_AND_UTILITIES_RENT"),
@@ -813,23 +824,25 @@ def _plaid_stream(row: dict) -> dict:
     money = lambda minor: {"amount": round(-minor / 10**places, places) + 0.0, "iso_currency_code": row["currency"], "unofficial_currency_code": None}  # noqa: E731
     primary = _PRIMARY.get(_NAME.get(row["category_id"]))
     return {
-        "account_id": row["account"], "stream_id": row["stream_id"], "description": row["merchant"] or "", "merchant_name": row["merchant"],
+        "account_id": row["account"], "stream_id": row["stream_id"], "category": [], "category_id": "", "description": row["merchant"] or "", "merchant_name": row["merchant"],
         "first_date": row["first_date"].isoformat(), "last_date": row["last_date"].isoformat(),
         "predicted_next_date": row["next_date"].isoformat() if row["next_date"] else None, "frequency": _PLAID[row["frequency"]],
         "transaction_ids": [str(i) for i in row["transaction_ids"]], "average_amount": money(row["amount_minor"]), "last_amount": money(row["last_minor"]),
         "is_active": row["status"] != "ended", "status": _STATUS[row["status"]],
         "personal_finance_category": {"primary": primary[0], "detailed": primary[1], "confidence_level": "UNKNOWN"} if primary else None,
-        "is_user_modified": False}
+        "is_user_modified": False, "last_user_modified_datetime": None}
 
 
 def _plaid(found: RecurringStreams, user_id: int | None) -> dict:
-    """`inflow_streams`, `outflow_streams`, `updated_datetime`; a `ValueError` if nobody is named and there are several people."""
+    """The fields of Plaid's answer; what we have no word for (its older `category`) is empty. A `ValueError` if nobody is named and there are several people."""
     people = found.streams["user_id"].unique()
     if user_id is None and len(people) > 1:
         raise ValueError(f"these are streams of {len(people):,} people: name one, to_plaid(user_id={people.min()})")
     rows = found.streams if user_id is None else found.streams.filter(pl.col("user_id") == user_id)
     told = {d: [_plaid_stream(r) for r in rows.filter(pl.col("direction") == d).to_dicts()] for d in ("in", "out")}
-    return {"inflow_streams": told["in"], "outflow_streams": told["out"], "updated_datetime": f"{found.as_of.isoformat()}T00:00:00Z"}
+    request = hashlib.blake2b("".join(r["stream_id"] for d in told.values() for r in d).encode(), digest_size=8).hexdigest()
+    return {"inflow_streams": told["in"], "outflow_streams": told["out"], "updated_datetime": f"{found.as_of.isoformat()}T00:00:00Z",
+            "personal_finance_category_version": "v1", "request_id": request}
 
 # %% ../../nbs/features/recurring.ipynb #5f7378a6
 def detect_spending_cycles(source, as_of: date, user_ids=None) -> RecurringStreams:
