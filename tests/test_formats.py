@@ -297,6 +297,122 @@ def test_mt940(line, rows, rules):
     assert told.rows["bank_id"].null_count() == len(told.rows)
 
 
+DIALECTS = {  # written like the banks' own files: the message, and day, amount, payee, text, id of its entries, opening, closing
+    "rabobank": (""":940:
+:20:940S250301
+:25:NL91ABNA0417164300
+:28C:0
+:60F:C250228EUR000000001000,00
+:61:250301D000000000025,00N102EREF
+NL70ABNA0987654321
+:86:/EREF/01-03-2025 12:00 0030000987654321/BENM//NAME/STICHTING DERD
+ENGELDEN HUUR/REMI/Huur maart 2025/ISDT/2025-03-01
+:61:250302C000000000010,00N154NONREF
+:86:/ORDP//NAME/J. DE VRIES/REMI/Etentje/ISDT/2025-03-02
+:62F:C250302EUR000000000985,00
+""", [("2025-03-01", -2500, "STICHTING DERDENGELDEN HUUR", "Huur maart 2025", None), ("2025-03-02", 1000, "J. DE VRIES", "Etentje", None)], 100000, 98500),
+    "abn amro": ("""ABNANL2A
+940
+ABNANL2A
+:20:ABN AMRO BANK NV
+:25:417164300
+:28:19321/1
+:60F:C250228EUR100,
+:61:2503020301D9,N192NONREF
+:86:BEA   NR:XXX1234   01.03.25/12.54 BAKKER BART 2500 UTRECHT,PAS001
+
+:61:2503010301D11,8N426NONREF
+:86:GIRO   428428 KPN - DIGITENNE    BETALINGSKENM.  000000042188659
+5314606715                       BETREFT FACTUUR
+:62F:C250301EUR79,2
+-
+""", [("2025-03-01", -900, None, "BEA NR:XXX1234 01.03.25/12.54 BAKKER BART 2500 UTRECHT,PAS001", None),
+      ("2025-03-01", -1180, None, "GIRO 428428 KPN - DIGITENNE BETALINGSKENM. 000000042188659 5314606715 BETREFT FACTUUR", None)], 10000, 7920),
+    "postfinance": (""":20:2025030108285927
+:25:123456789
+:28C:99/1
+:60F:C250228CHF0,
+:61:2503010301C79,7FMSC01916//NONREF
+20250301007602198765432000000012
+:86:GIRO AUS ONLINE-SIC 80532 AUFTRAGGEBER: JANE DOE
+:62M:C250301CHF79,7
+-
+:20:2025030108285928
+:25:123456789
+:28C:99/2
+:60M:C250301CHF79,7
+:61:2503020302D9,9FMSC01651//A7
+:86:EINKAUF
+:62F:C250302CHF69,8
+-
+""", [("2025-03-01", 7970, None, "GIRO AUS ONLINE-SIC 80532 AUFTRAGGEBER: JANE DOE", None), ("2025-03-02", -990, None, "EINKAUF", "A7")], 0, 6980),
+    "mbank": (""":20:ST250301CYC/0001
+:25:PL61109010140000071219812874
+:28C:1/1
+:34F:PLN0
+:13D:2503011815+0100
+:61:2503010301DN12,01S020NONREF//MB250301012058
+020-PRZELEW
+:86:020~00PRZELEW KRAJOWY~20Czynsz marzec~21 2025~32Wspolnota Mieszkaniowa~33 Zielona
+:90D:1PLN12,01
+:90C:0PLN0,00
+-
+""", [("2025-03-01", -1201, "Wspolnota Mieszkaniowa Zielona", "Czynsz marzec 2025", "MB250301012058")], None, None),
+    "old": (""":20:STARTUMS
+:25:1222333444
+:28:1/1
+:NS:22Test GmbH
+23Testkonto
+:60F:C990102DEM0,00
+:61:990104CM5000,00NCHG
+:NS:01Verwendungszweck 1
+:62F:C990104005000,00
+""", [("1999-01-04", 500000, None, None, None)], 0, 500000),
+}
+
+
+@pytest.mark.parametrize("bank", DIALECTS)
+def test_mt940_as_banks_write_it(bank):
+    text, rows, opening, closing = DIALECTS[bank]
+    (told,) = read_mt940(text.encode(), "x.sta")
+    got = told.rows.select(pl.col("day").cast(pl.String), "amount_minor", "payee", "text", "bank_id").rows()
+    assert got == rows
+    assert (told.opening_minor, told.closing_minor, len(told.rejects)) == (opening, closing, 0)
+
+
+def test_ofx_with_empty_tags_takes_the_currency_of_its_rows():
+    raw = b"\n\n" + ofx(trn("", more="<NAME></NAME><CURRENCY><CURRATE>1.0</CURRATE><CURSYM>AUD</CURSYM></CURRENCY>"), tail="<LEDGERBAL><BALAMT></BALAMT></LEDGERBAL>")
+    (told,) = read_ofx(raw.replace(b"<CURDEF>EUR", b"<CURDEF></CURDEF>"), "x.ofx")
+    assert (told.currency, told.rows["currency"].to_list(), told.rows["bank_id"].to_list(), told.format) == ("AUD", ["AUD"], [None], "ofx 1.0.2")
+
+
+def test_qif_with_remarks_lists_and_splits():
+    raw = b"""# kept by hand
+!Type:Cat
+NFood
+^
+!Type:Bank
+D2/10'2020
+T0.00
+POpening Balance
+L[Export]
+^
+D2/14'2020
+T67.50
+PPhone
+L--Split--
+SBills
+D1/10'2020
+$-15.00
+SBills
+$82.50
+^
+"""
+    (told,) = qif(raw, "x.qif")
+    assert told.rows.select(pl.col("day").cast(pl.String), "amount_minor", "label").rows() == [("2020-02-14", 6750, None)]
+    assert {f.rule for f in told.findings} == {"opening balance", "split entries", "other lists"}
+
+
 def test_mt940_cut_within_an_amount_is_not_a_smaller_amount():
     (told,) = read_mt940(mt(":61:2503010301D1,00NTRFNONREF", ":61:2503010301D850,", closed="").removesuffix(b"\n\n-"), "x.sta")
     assert told.rows["amount_minor"].to_list() == [-100]

@@ -28,8 +28,8 @@ def _messages(text: str) -> list[list[tuple[str, list[str]]]]:
         messages[-1].append((tag, [line for line in value.split("\n") if line]))
     return messages
 
-# %% ../../nbs/data/mt940.ipynb #9b1d21c9
-_LINE = re.compile(r"(\d\d)(\d\d)(\d\d)(\d{4}|\s{4})?\s*([RE]?[CD])([A-Z])?\s*(\d{1,15}[,.]\d*)([A-Z][A-Z0-9]{3})?(.*)", re.ASCII)
+# %% ../../nbs/data/mt940.ipynb #65914724
+_LINE = re.compile(r"(\d\d)(\d\d)(\d\d)(\d{4}|\s{4})?\s*([RE]?[CD])([A-Z])?\s*0*(\d{1,15}[,.]\d*)([A-Z][A-Z0-9]{3})?(.*)", re.ASCII)
 
 
 def _booked(year: str, month: str, day: str, entry: str | None) -> date | None:
@@ -43,7 +43,7 @@ def _booked(year: str, month: str, day: str, entry: str | None) -> date | None:
     days = [d for y in (-1, 0, 1) if (d := day_of(around.year + y, entry[:2], entry[2:]))]
     return min(days, key=lambda d: abs((d - around).days), default=None)
 
-# %% ../../nbs/data/mt940.ipynb #a5ea9799
+# %% ../../nbs/data/mt940.ipynb #62d3a920
 def _glue(pieces: list[str], width: int, first: int | None = None, mark: str = "\0") -> str:
     """Pieces of a text that was cut at `width` (the first at `first`): after a shorter one comes a blank, unless `mark` follows."""
     text = ""
@@ -57,10 +57,10 @@ _WORDS = re.compile(r"(EREF|KREF|MREF|CRED|DEBT|SVWZ|ABWA|ABWE|PURP|COAM|OAMT|SQ
 _SLASHED = re.compile(r"/(EREF|PREF|MARF|RTRN|ORDP|BENM|ULTC|ULTD|CNTP|NAME|REMI|IBAN|BIC|TRTP|CSID|TRCD|ADDR|ISDT|PURP|SVCL|ID|KREF|CREF)/")
 
 
-def _numbered(lines: list[str], mark: str) -> tuple[str | None, str | None]:
+def _numbered(lines: list[str], mark: str, first: int) -> tuple[str | None, str | None]:
     """Name and purpose in the German habit; `mark` is what stands before the numbers, mostly `?`."""
     fields: dict[str, str] = {}
-    pieces = re.split(re.escape(mark) + r"(\d\d)", _glue(lines, 65, 61, mark))
+    pieces = re.split(re.escape(mark) + r"(\d\d)", _glue(lines, 65, first, mark))
     parts = list(zip(pieces[1::2], pieces[2::2], strict=True))
     for number, value in parts:
         fields.setdefault(number, value)
@@ -70,13 +70,13 @@ def _numbered(lines: list[str], mark: str) -> tuple[str | None, str | None]:
     name = _glue([fields[n] for n in ("32", "33") if fields.get(n)], 27)
     return name, said.get("SVWZ") or purpose.strip() or fields.get("00")
 
-# %% ../../nbs/data/mt940.ipynb #1cc7b372
-def _about(lines: list[str]) -> tuple[str | None, str | None]:
-    """The other side's name and the purpose that the lines of a `:86:` tell; None where they do not."""
+# %% ../../nbs/data/mt940.ipynb #b16e7366
+def _about(lines: list[str], first: int = 61) -> tuple[str | None, str | None]:
+    """The other side's name and the purpose that the lines of a `:86:`, the first cut at `first`, tell; None where they do not."""
     begin = re.match(r"\d{3}([^\w\s/])\d\d", lines[0]) if lines else None
     if begin:
-        return _numbered(lines, begin[1])
-    text = _glue(lines, 65, 61)
+        return _numbered(lines, begin[1], first)
+    text = _glue(lines, 65, first)
     keys = _SLASHED.split(text)
     if len(keys) < 3:
         return None, text
@@ -87,17 +87,18 @@ def _about(lines: list[str]) -> tuple[str | None, str | None]:
     purpose = re.sub(r"^(USTD|STRD/CUR)//?", "", said.get("REMI", ""))
     return said.get("NAME") or (party[2] if len(party) > 2 else None), purpose or said.get("TRTP") or text
 
-# %% ../../nbs/data/mt940.ipynb #2b06dc5a
-def _balance(lines: list[str]) -> tuple[int, date, str] | None:
-    """Minor units, day and currency of a balance field; None if it cannot be read."""
-    found = re.match(r"\s*([CD])(\d\d)(\d\d)(\d\d)([A-Z]{3})\s*(\d+[,.]\d*)", lines[0] if lines else "", re.ASCII)
-    minor = exact_minor(found[6].replace(",", "."), found[5]) if found else None
+# %% ../../nbs/data/mt940.ipynb #7e476731
+def _balance(lines: list[str], otherwise: str = "") -> tuple[int, date, str] | None:
+    """Minor units, day and currency of a balance field (`otherwise` if it has none); None if it cannot be read."""
+    found = re.match(r"\s*([CD])(\d\d)(\d\d)(\d\d)([A-Z]{3})?\s*0*(\d+[,.]\d*)", lines[0] if lines else "", re.ASCII)
+    currency = found[5] or otherwise if found else ""
+    minor = exact_minor(found[6].replace(",", "."), currency) if currency else None
     day = day_of(found[2], found[3], found[4]) if found else None
-    return None if minor is None or day is None else (-minor if found[1] == "D" else minor, day, found[5])
+    return None if minor is None or day is None else (-minor if found[1] == "D" else minor, day, currency)
 
 
-def _entry(tally: Tally, row: int, lines: list[str], about: list[str]) -> None:
-    """One `:61:` with the lines of its `:86:` into the tally."""
+def _entry(tally: Tally, row: int, lines: list[str], about: list[str], first: int) -> None:
+    """One `:61:` with the lines of its `:86:`, the first cut at `first`, into the tally."""
     found, shown = _LINE.match(lines[0].upper()) if lines else None, " ".join([*lines, *about])
     if not found:
         return tally.set_aside(row, "", "unreadable entry", shown)
@@ -105,27 +106,30 @@ def _entry(tally: Tally, row: int, lines: list[str], about: list[str]) -> None:
     if mark.startswith("E"):
         return tally.set_aside(row, "status", "pending", shown)
     reference = lines[0].partition("//")[2].strip()
-    payee, text = _about(about)
+    payee, text = _about(about, first)
     tally.book(row, _booked(year, month, day, entry), amount.replace(",", "."), flip=mark in ("D", "RC"), payee=payee, shown=shown,
                text=tidy(text) or tidy(" ".join(lines[1:])), bank_id=None if reference.upper() in ("", "NONREF") else reference)
 
-# %% ../../nbs/data/mt940.ipynb #e8e25614
-def _message(fields: list[tuple[str, list[str]]], name: str, first: int) -> tuple[Tally, int]:
-    """The tally of one message, whose entries are numbered from `first`, and the number of the next."""
+# %% ../../nbs/data/mt940.ipynb #5a104ea1
+def _message(fields: list[tuple[str, list[str]]], name: str, row: int, first: int) -> tuple[Tally, int]:
+    """The tally of one message, whose entries are numbered from `row`, and the number of the next; `first` as above."""
     tally = Tally(name, "mt940")
-    balances = {tag: _balance(lines) for tag, lines in reversed(fields) if tag in ("60F", "60M", "62F", "62M")}
+    balances: dict[str, tuple | None] = {}
+    for tag, lines in fields:
+        if tag in ("60F", "60M", "62F", "62M"):
+            known = next((b[2] for b in balances.values() if b), "")  # a closing balance without a currency has that of the opening one
+            balances.setdefault(tag, _balance(lines, known))
     tally.account = next((" ".join(lines).strip() for tag, lines in fields if tag in ("25", "25P")), "")
     opened, closed = (balances.get(f"{n}F") or balances.get(f"{n}M") for n in ("60", "62"))
     if known := opened or closed:
         tally.currency = known[2]
     elif limit := next((lines[0][:3] for tag, lines in fields if tag == "34F" and lines), ""):
         tally.currency = limit  # MT942 has no balances
-    row = first
     for n, (tag, lines) in enumerate(fields):
         if tag == "61":
             after = fields[n + 1] if n + 1 < len(fields) else None
             if after or closed:
-                _entry(tally, row, lines, after[1] if after and after[0] == "86" else [])
+                _entry(tally, row, lines, after[1] if after and after[0] == "86" else [], first)
             else:
                 tally.set_aside(row, "", "cut off", " ".join(lines))  # the file's last line: who knows how the amount went on
             row += 1
@@ -140,7 +144,7 @@ def _message(fields: list[tuple[str, list[str]]], name: str, first: int) -> tupl
         tally.note("warning", "balance", "no closing balance", "The message has none that can be read, so it may be cut off: export it again.", count=1)
     return tally, row
 
-# %% ../../nbs/data/mt940.ipynb #a82882c5
+# %% ../../nbs/data/mt940.ipynb #52fed8ad
 def read_mt940(raw: bytes, name: str) -> list[Statement]:
     """The accounts in an MT940 (or MT942) file; messages of an account that follow on each other are one statement.
 
@@ -151,8 +155,9 @@ def read_mt940(raw: bytes, name: str) -> list[Statement]:
     messages = [m for m in _messages(text) if {"25", "25P", "60F", "60M", "61"} & {tag for tag, _ in m}]
     if not messages:
         raise SourceError(f"{name} has no fields such as :25: and :60F:, so it is no MT940: is it the file that the bank gave?")
+    first = 65 if any(len(lines[0]) > 61 for m in messages for tag, lines in m if tag == "86" and lines) else 61
     tallies, row = [], 1
     for message in messages:
-        tally, row = _message(message, name, row)
+        tally, row = _message(message, name, row, first)
         tallies.append(tally)
     return statements(chained(tallies), found)

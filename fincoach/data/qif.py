@@ -13,7 +13,7 @@ from datetime import date
 from .source import SourceError, Statement, exact_minor
 from .tally import Tally, day_of, decode, statements
 
-# %% ../../nbs/data/qif.ipynb #a2882281
+# %% ../../nbs/data/qif.ipynb #59ba3050
 _MONEY = {"bank": "bank", "cash": "cash", "ccard": "card", "oth a": "asset", "oth l": "debt"}
 
 
@@ -39,6 +39,8 @@ def _records(text: str) -> list[_Record]:
         content = content.rstrip()
         if not content.strip():
             continue
+        if content.startswith("#") and record is None:
+            continue  # a remark
         if content.startswith("!"):
             if not content.lower().startswith(("!option", "!clear")):
                 section, record = " ".join(content[1:].lower().removeprefix("type:").split()), None
@@ -117,7 +119,7 @@ def _plain(text: str, mark: str | None) -> str:
         whole = re.sub(r"[,.']", "", whole)
     return f"{whole}.{part}" if part else whole
 
-# %% ../../nbs/data/qif.ipynb #c6e5b754
+# %% ../../nbs/data/qif.ipynb #89267789
 def _entry(tally: Tally, row: int, record: _Record, order: str | None, mark: str | None) -> bool:
     """One record into the tally; True if it has splits that do not add up."""
     shown = " ".join(k + v for k, v in record.fields)
@@ -128,6 +130,7 @@ def _entry(tally: Tally, row: int, record: _Record, order: str | None, mark: str
         return bool(tally.set_aside(row, "", "investment", shown))
     parts = [exact_minor(_plain(v, mark), tally.currency) for k, v in record.fields if k == "$"]
     label = record.get("L") or (record.get("S") if len(parts) < 2 else None)
+    label = None if (label or "").startswith("--") else label  # --Split--
     booked = tally.book(row, day, amount, payee=record.get("P"), text=record.get("M"), label=label, shown=shown)
     return booked and bool(parts) and (None in parts or sum(parts) != tally.records[-1]["amount_minor"])
 
@@ -140,7 +143,7 @@ def _opening(tally: Tally) -> None:
         tally.records.pop(0)
         tally.set_aside(first["row"], "balance", "opening balance", f"{first['day']} {first['amount_minor']}")
 
-# %% ../../nbs/data/qif.ipynb #f93ba19e
+# %% ../../nbs/data/qif.ipynb #f0139d7f
 def read_qif(raw: bytes, name: str, dates: str | None = None, currency: str | None = None) -> list[Statement]:
     """The accounts in a QIF file. `dates` is "dmy", "mdy", "ymd" or a format such as "%d/%m/%Y"; `currency` such as "EUR".
 
@@ -152,7 +155,7 @@ def read_qif(raw: bytes, name: str, dates: str | None = None, currency: str | No
     text, found = decode(raw, name)
     every = _records(text)
     records = [r for r in every if r.section in _MONEY or r.section == "invst"]
-    if not text.lstrip("\ufeff \t\r\n").startswith("!") or not any(r.section in _MONEY for r in records):
+    if not any(r.section in _MONEY for r in records):
         raise SourceError(f"{name} has no section such as !Type:Bank with entries, so it is no QIF file of an account: export the account's register")
     others = sorted({f"!{r.section}" for r in every} - {f"!{s}" for s in (*_MONEY, "account", "invst", "")})
     order = _order(dates) if dates else _settle([r.get("D") or "" for r in records], name)

@@ -179,7 +179,7 @@ def chained(tallies: list[Tally]) -> list[Tally]:
             joined.append(replace(t, records=[*t.records], rejects=[*t.rejects], findings=[*t.findings]))
     return joined
 
-# %% ../../nbs/data/tally.ipynb #0a70326b
+# %% ../../nbs/data/tally.ipynb #9d835b9c
 def statement(tally: Tally, more: tuple[Finding, ...] = ()) -> Statement:
     """The `Statement` of a tally: rows in the file's order, a finding a rule, and `more` findings about the whole file."""
     rows, shared = distinct_ids(statement_rows(tally.records))
@@ -193,7 +193,8 @@ def statement(tally: Tally, more: tuple[Finding, ...] = ()) -> Statement:
                                 "Entries that differ have the same number, so it is not used to find duplicates."))
     rejects = pl.DataFrame([(tally.file, *r) for r in tally.rejects], schema=REJECTS, orient="row")
     account = " ".join(tally.account.split())[:64]
-    return Statement(tally.file, tally.format, account, tally.currency, rows, tally.opening, tally.closing, tally.opens, tally.closes,
+    currency = tally.currency or (rows["currency"].mode().sort()[0] if len(rows) else "")
+    return Statement(tally.file, tally.format, account, currency, rows, tally.opening, tally.closing, tally.opens, tally.closes,
                      (*more, *tally.findings, *findings), rejects)
 
 # %% ../../nbs/data/tally.ipynb #1769fabd
