@@ -155,6 +155,11 @@ DEBIT,09/07/2026,"ATM WITHDRAWAL                       009775  09/07233 3RD A",-
 2018-08-25,2018-08-27,8772,LA FITNESS,Entertainment,31.85,
 2018-08-19,2018-08-20,8772,CAPITAL ONE MOBILE PYMT,Payment/Credit,,200.00
 ''', [(D(2018, 8, 27), -3185, "USD", "LA FITNESS"), (D(2018, 8, 20), 20000, "USD", "CAPITAL ONE MOBILE PYMT")], {"accounts": ["8772"]}),
+    "citi": ('''Status,Date,Description,Debit,Credit
+Pending,08/12/2024,GAS,20.00,
+Cleared,08/02/2024,COSTCO WHSE #1234 CHICAGO IL,156.78,
+Cleared,08/04/2024,AUTOPAY PAYMENT THANK YOU,,-500.00
+''', [(D(2024, 8, 2), -15678, "USD", "COSTCO WHSE #1234 CHICAGO IL"), (D(2024, 8, 4), 50000, "USD", "AUTOPAY PAYMENT THANK YOU")], {"accounts": [""], "aside": ["pending"]}),
     "discover": ('''Trans. Date,Post Date,Description,Amount,Category
 10/15/2025,10/15/2025,"SACRAMENTO MUNICIPAL",127.52,Services
 09/27/2025,09/27/2025,"INTERNET PAYMENT - THANK YOU",-180.00,Payments and Credits

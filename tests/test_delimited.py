@@ -152,6 +152,26 @@ def test_one_account_in_every_dialect(dialect):
         assert statement.rows["bank_id"].to_list() == [e.id for e in account.entries]
 
 
+def test_a_column_without_a_name_may_say_which_way_money_went():
+    raw = "Buchungstag;Empfänger;Vorgang;Umsatz;\n13.01.2025;A;x;1.000,50;S\n14.01.2025;B;x;2.000,50;H\n".encode("cp1252")
+    (statement,) = read_delimited(raw, "file.csv")
+    assert statement.rows["amount_minor"].to_list() == [-100050, 200050]
+    assert sniff(raw, "file.csv").columns["indicator"] == "#5"
+
+
+def test_words_for_debit_and_credit_do_not_turn_amounts_that_have_a_sign():
+    (statement,) = read_delimited(b"Date,Amount,Way\n2025-01-13,-1.00,debit\n2025-01-14,2.00,credit\n", "file.csv")
+    assert statement.rows["amount_minor"].to_list() == [-100, 200]
+
+
+@pytest.mark.parametrize(("balances", "amounts"), [(("95", "93", "90"), [-500, -200, -300]), (("105", "107", "110"), [500, 200, 300])])
+def test_a_running_balance_proves_the_sign(balances, amounts):
+    raw = "Date,Amount,Balance\n" + "".join(f"2025-01-1{i + 3},{a},{b}\n" for i, (a, b) in enumerate(zip((5, 2, 3), balances, strict=True)))
+    assert read_delimited(raw.encode(), "file.csv")[0].rows["amount_minor"].to_list() == amounts
+    with pytest.raises(SourceError, match="no amount is negative"):
+        read_delimited(raw.replace(balances[1], "1").encode(), "file.csv")
+
+
 # What is open is refused, with the line that settles it
 
 

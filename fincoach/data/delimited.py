@@ -468,7 +468,7 @@ def _minor(text: pl.Expr, decimal: str, digits: int) -> pl.Expr:
     size = (value + 5) // 10
     return pl.when(fits).then(pl.when(text.str.starts_with("-")).then(-size).otherwise(size))
 
-# %% ../../nbs/data/delimited.ipynb #30ad14b2
+# %% ../../nbs/data/delimited.ipynb #a9020bc7
 _SETTLE_DECIMAL = 'state the decimal mark in the mapping, e.g.  [format] decimal = ","'
 _SETTLE_SIGN = 'state in the mapping whether that is spending, e.g.  [format] sign = "positive is out"  (or "by category")'
 _LIMIT = 10**9  # major units: more is a mistake in a household's file
@@ -512,8 +512,8 @@ def _amounts(rows: pl.DataFrame, decimal: str | None, exact: bool = False) -> pl
     if "amount" in names:
         return rows.with_columns((pl.col("amount_minor") - fee).alias("amount_minor"))
     debit, credit = ((pl.col(f"{n}_minor") if n in names else pl.lit(0)).fill_null(0) for n in ("debit", "credit"))
-    signed = "debit" in names and not (rows["debit_minor"] > 0).any()  # debits are written as negative numbers already
-    return rows.with_columns(((credit + debit if signed else credit - debit) - fee).alias("amount_minor"))
+    below, above = (n in names and not (rows[f"{n}_minor"] > 0).any() for n in ("debit", "credit"))  # written as negative numbers
+    return rows.with_columns(((-credit if above else credit) - (-debit if below else debit) - fee).alias("amount_minor"))
 
 # %% ../../nbs/data/delimited.ipynb #ce1a680d
 _WAYS = {"in": "bij cr credit c h haben kredit in eingang + bijschrijving inflow income credito deposit plus abono haber",
@@ -971,7 +971,7 @@ def _currency(header: list[str], mapping: CsvMapping, rows: pl.DataFrame) -> str
     signs = {c for r in money if r in rows.columns for c in "€£" if rows[r].str.contains(c, literal=True).any()}
     return _SYMBOLS[signs.pop()] if len(signs) == 1 else None
 
-# %% ../../nbs/data/delimited.ipynb #458f0a31
+# %% ../../nbs/data/delimited.ipynb #90ba4f68
 def _entries(raw: pl.DataFrame, mapping: CsvMapping, header: list[str]) -> tuple[pl.DataFrame, CsvMapping]:
     """The records with typed columns of a statement, what cannot be read marked; and the mapping with all that was settled."""
     cells = _cells(header, mapping.columns)
@@ -991,8 +991,20 @@ def _entries(raw: pl.DataFrame, mapping: CsvMapping, header: list[str]) -> tuple
     rows = _indicated(rows, mapping.indicator) if "indicator" in cells else rows
     stated = "amount" not in mapping.columns or "indicator" in cells
     rows = rows.with_columns(_label_ids(rows["category"], mapping.categories).alias("category_id"))
+    if mapping.sign is None and not stated:
+        mapping = replace(mapping, sign=_proven_sign(_worth(rows, "balance", mapping.decimal or ".")) if "balance" in cells else None)
     rows = _signed(rows, mapping.sign, stated)
     return _named(_balanced(rows, mapping.decimal or "."), mapping), replace(mapping, sign=mapping.sign or (None if stated else "negative is out"))
+
+
+def _proven_sign(rows: pl.DataFrame) -> str | None:
+    """The sign of spending where no amount is negative and a running balance of three rows or more proves it."""
+    sure = rows.filter(pl.col("rule").is_null() & pl.col("balance_minor").is_not_null())
+    amounts, balances = sure["amount_minor"].to_numpy(), sure["balance_minor"].to_numpy()
+    if len(sure) < 3 or (amounts < 0).any():
+        return None
+    proven = [sign for sign, way in (("negative is out", 1), ("positive is out", -1)) if _running(way * amounts, balances)[0] is not None]
+    return proven[0] if len(proven) == 1 else None
 
 
 def _balanced(rows: pl.DataFrame, decimal: str) -> pl.DataFrame:
@@ -1077,7 +1089,7 @@ def _statement(rows: pl.DataFrame, account: str, currency: str, facts: dict[str,
     return replace(base, account=account, currency=currency, rows=made, opening_minor=opening, closing_minor=closing,
                    opens=opens or (made["day"].min() if len(made) else None), closes=closes or (made["day"].max() if len(made) else None)), lines
 
-# %% ../../nbs/data/delimited.ipynb #fff68e64
+# %% ../../nbs/data/delimited.ipynb #7939810c
 def _apart(raw: pl.DataFrame, header: list[str], mapping: CsvMapping, delimiter: str) -> tuple[pl.DataFrame, list[str]]:
     """The records that are transactions, and the lines of those that are not: repeated names, balances, totals."""
     cells = [f"c{i}" for i in range(len(header))]
@@ -1088,6 +1100,18 @@ def _apart(raw: pl.DataFrame, header: list[str], mapping: CsvMapping, delimiter:
     other = pl.any_horizontal(*names, *(line.str.contains(p) for p in patterns)).fill_null(False)
     split = raw.with_columns(other.alias("other"), line.alias("line"))
     return split.filter(~pl.col("other")).drop("other", "line"), split.filter("other")["line"].to_list()
+
+
+def _with_indicator(raw: pl.DataFrame, mapping: CsvMapping, header: list[str]) -> CsvMapping:
+    """`mapping` with the one column, named or not, of S and H (or the like) that amounts without a sign need."""
+    if "indicator" in mapping.columns or "amount" not in mapping.columns:
+        return mapping
+    money = _places(header, mapping.columns["amount"])[0]
+    if raw[f"c{money}"].str.contains(r"[-−–(]").any():
+        return mapping
+    words = {w for way in _WAYS.values() for w in way.split()}
+    found = [i for i in range(len(header)) if i != money and (said := set(raw[f"c{i}"].drop_nulls().str.strip_chars().str.to_lowercase())) and said <= words]
+    return replace(mapping, columns=mapping.columns | {"indicator": f"#{found[0] + 1}"}) if len(found) == 1 else mapping
 
 
 def _joined(account: pl.Expr) -> pl.Expr:
@@ -1104,6 +1128,7 @@ def _read(name: str, kind: str, layout: _Layout, raw: pl.DataFrame, counts: dict
         raw = pl.DataFrame(schema={f"c{i}": pl.String for i in range(len(header))} | {"row": pl.Int64, "rule": pl.String, "text": pl.String, "field": pl.String})
     raw, others = _apart(raw, header, mapping, layout.delimiter)
     facts = _facts(lines + others, mapping)
+    mapping = _with_indicator(raw, mapping, header) if layout.guessed else mapping
     if len(raw) and raw["text"].null_count() == 0 and len(raw) > 1:
         raise SourceError("no row has as many fields as there are column names: state  delimiter  (and skip_lines) in the mapping")
     rows, mapping = _entries(raw, mapping, header)
