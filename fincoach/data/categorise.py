@@ -59,7 +59,7 @@ def _category(name: str, where: str) -> int:
         raise SourceError(f"{where}: unknown category {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(CATEGORY_ID)}"))
     return CATEGORY_ID[name]
 
-# %% ../../nbs/data/categorise.ipynb #3d8bcfce
+# %% ../../nbs/data/categorise.ipynb #f7e88106
 @lru_cache
 def read_rules(path: str | Path | None = None) -> Rules:
     """The rules in a TOML file, FinCoach's own by default. Raises `SourceError` that names what is wrong."""
@@ -75,7 +75,8 @@ def read_rules(path: str | Path | None = None) -> Rules:
                          orient="row").unique(["pattern", "rank", "sign"], keep="first", maintain_order=True)
     labels = {key: _category(name, path.name) for name, texts in raw.get("labels", {}).items() for key in _plain(texts)}
     labels |= {key: CATEGORY_ID[name] for name, key in zip(CATEGORY_ID, _plain(list(CATEGORY_ID)), strict=True)}
-    names = {p: name for name, texts in raw.get("names", {}).items() for p in _patterns(texts)}
+    firms = [w for rule in raw.get("rule", []) if rule["rank"] == 2 for w in rule["words"] if "*" not in w and len(w) > 3]
+    names = dict(zip(_plain(firms), (w.title() for w in firms), strict=True)) | {p: name for name, texts in raw.get("names", {}).items() for p in _patterns(texts)}
     return Rules(words, labels, names, tuple(p.strip() for p in _plain(raw.get("clean", {}).get("places", []))))
 
 
@@ -86,7 +87,7 @@ def _toml(path: Path) -> dict:
     except (OSError, ValueError) as error:
         raise SourceError(f"{path.name} cannot be read: {error}") from None
 
-# %% ../../nbs/data/categorise.ipynb #c846300d
+# %% ../../nbs/data/categorise.ipynb #f3c2a447
 _VIA = (r"(?i)^\s*(?:sumup|paypal|pp|sq|tst|sp|iz|zettle|izettle|zettle_|wl|cko|bck|ccv|lsp|ls|fsp|smp|py|nya|wpy|pay|eb|in|dd|klarna|adyen|"
         r"stripe|mollie|payu|gocardless|eig|pos|spi|bt|ec|tpp|chr|ppl|ven|cash app|venmo)\s*[*_]+\s*")
 _BEFORE = (r"(?i)^(?:pos(?: debit| purchase| transaction| refund| pur)?|debit card(?: purchase| payment| pur)?|debit purchase|(?:recurring )?card (?:payment|purchase)(?: to| at| -)?|"
@@ -100,7 +101,8 @@ _BEFORE = (r"(?i)^(?:pos(?: debit| purchase| transaction| refund| pur)?|debit ca
            r"bea|betaalautomaat|betaalpas|ccv|ideal|incasso|pas \d+|compra(?:s)?(?: tarj\w*| en| con tarjeta)?|pago(?: con tarjeta)?(?: en)?|recibo|pagamento(?: pos)?|addebito(?: diretto| sdd)?|"
            r"platnosc karta|płatność kartą|zakup(?: przy uzyciu karty)?|kortkøb|kortkop|kortköp|varekøp|visa varekøp|dankort(?:-nota)?|betalning|autogiro)"
            r"(?:[\s:.,\-–/]+|$)")
-_NOISE = (r"//.*$", r"(?i)\b(?:eref|mref|kref|svwz|cred|abwa|debt|iban|bic|mandat\w*|ref(?:erence)?|end-to-end\S*|rechnungs?-?nr|rg-?nr|order|bestell\w*|invoice|auth(?:\. )?code|trace|terminal)\b\s*[:+#.\-]\s*.*$",
+_NOISE = (r"//.*$", r"(?i)\bon \d{1,2} (?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b.*$", r"(?i)\bdes:.*$", r"^\)+",
+          r"(?i)\b(?:eref|mref|kref|svwz|cred|abwa|debt|iban|bic|mandat\w*|ref(?:erence)?|end-to-end\S*|rechnungs?-?nr|rg-?nr|order|bestell\w*|invoice|auth(?:\. )?code|trace|terminal)\b\s*[:+#.\-]\s*.*$",
           r"\b\d{4}-\d{2}-\d{2}(?:[T ]?\d{2}[:.]\d{2}(?:[:.]\d{2})?)?", r"\b\d{1,2}[./-]\d{1,2}(?:[./-](?:\d{4}|\d{2}))?\b", r"\b\d{1,2}[:.]\d{2}(?:[:.]\d{2})?(?: ?uhr)?\b",
           r"(?i)\b(?:card|karte|kaart|tarjeta|carte)\s*(?:nr|no|n)?\.?\s*[x*\d]{4,}\b", r"(?i)[x*•]{2,}[\d-]*\d{2,}", r"#\s*\d+\S*", r"(?i)\b(?:nr|no|fil|filiale|store|shop|str|unit|tid|id)\b\.?\s*:?\s*\d+\b",
           r"\+?\d[\d\-() ]{6,}\d", r"(?i)\b[\p{L}]{0,4}\d{3,}[\p{L}\d\-]*\b", r"\b[A-Z]+\d[A-Z\d]{4,}\b", r"\*\S*\d\S*", r"\b\d{1,2}\s*$")
@@ -136,7 +138,7 @@ def _who(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.select("payee", "text").unique(maintain_order=True).with_columns(
         who=pl.coalesce(bought, payee, text), what=pl.when(payee.is_not_null() & bought.is_null()).then(text), served=served)
 
-# %% ../../nbs/data/categorise.ipynb #20254846
+# %% ../../nbs/data/categorise.ipynb #1e440a8a
 def clean_merchants(names: pl.Series, rules: Rules | None = None) -> pl.Series:
     """What a person would call the other side of each row: without card prefixes, numbers, dates, places and legal forms.
 
@@ -152,9 +154,10 @@ def clean_merchants(names: pl.Series, rules: Rules | None = None) -> pl.Series:
     for noise in _NOISE:
         name = name.str.replace_all(noise, " ")
     name = name.str.replace(r"(?i)^(?:https?://)?www\.", "").str.replace(r"(?i)\.(?:com|de|co\.uk|org|net|fr|nl|es|it|eu|io)\b(?:/\S*)?", "")
-    made = made.with_columns(_ended(name.str.replace_all(r"[\s*_|]+", " ").str.strip_chars(" .,;:-–/*&+_|'\"()"), rules.places).alias("name"))
+    made = made.with_columns(name.str.replace_all(r"[\s*_|]+", " ").str.strip_chars(" .,;:-–/*&+_|'\"()").alias("name"))
+    made = made.with_columns(_brand(made, rules).alias("brand"), _ended(pl.col("name"), rules.places).alias("name"))
     made = made.with_columns(pl.when(pl.col("name").str.contains(r"\p{L}")).then("name").otherwise("tidy").alias("name"))
-    made = made.with_columns(pl.coalesce(_brand(made, rules), _cased(pl.col("name"))).str.slice(0, 128).alias("name"))
+    made = made.with_columns(pl.coalesce("brand", _cased(pl.col("name"))).str.slice(0, 128).alias("name"))
     made = made.with_columns(pl.when(pl.col("name") != "").then("name"))
     return raw.join(made.select("raw", "name"), on="raw", nulls_equal=True).join(
         names.rename("raw").to_frame().with_row_index("n"), on="raw", how="right", nulls_equal=True).sort("n")["name"].rename(names.name)
