@@ -52,7 +52,7 @@ def _many(path: Path, mapping: CsvMapping | None) -> bool:
             return "user" in found
     return False
 
-# %% ../../nbs/data/sources.ipynb #9bcee437
+# %% ../../nbs/data/sources.ipynb #61a2f153
 def read_source(source: str | Path, mapping: str | Path | None = None, settings: Settings | None = None) -> Source:
     """What `source` holds, as tables: "population", "complete-journey", a database URL, a file or a folder of files.
 
@@ -62,7 +62,7 @@ def read_source(source: str | Path, mapping: str | Path | None = None, settings:
     """
     source, settings = str(source), settings or load_settings()
     path = Path(source)
-    is_file = "://" not in source and source not in ("population", "complete-journey") and "\0" not in source and (
+    is_file = source != "" and "://" not in source and source not in ("population", "complete-journey") and "\0" not in source and (
         path.exists() or path.suffix.lower() in (".csv", ".tsv", ".txt"))
     if mapping and not is_file:
         raise SourceError(f"a mapping describes the columns of a CSV file; {source[:60]!r} needs none")
