@@ -121,6 +121,25 @@ def test_intervals_cover_the_truth(situation):
         assert sum(hits[name]) >= 70, (name, sum(hits[name]))
 
 
+def test_intervals_allow_for_what_was_cut_off():
+    """60 logs in which clipping and switching take away a tenth of the weight or more: too low a value, an interval that still covers."""
+    skewed = np.array([[0.97, 0.01, 0.02], [0.02, 0.01, 0.97]])
+    hits, cut = {}, []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        s = rng.integers(0, 2, 400)
+        a = (skewed[s].cumsum(1) < rng.random((400, 1))).sum(1)
+        log = Log(a, rng.random(400) < CHANCE[s, a], skewed[s, a], 3, predictions=np.full((400, 3), 0.2))
+        found = estimates(log, WANTED[s], draws=200, switch_at=5.0)
+        cut.append(support(log, WANTED[s]).clipped)
+        for name in ("clipped_ips", "switch_dr"):
+            hits.setdefault(name, []).append((found[name].low <= TRUTH <= found[name].high, found[name].value < TRUTH))
+    assert np.mean(cut) > 0.1
+    for name, found in hits.items():
+        assert np.mean(found, axis=0)[0] >= 0.93, name
+        assert np.mean(found, axis=0)[1] > 0.7, name  # the value itself is too low: its own spread would not cover
+
+
 def test_an_interval_over_people_is_wider_when_their_answers_agree():
     """Fifty people with thirty rows each, half of them always say yes: fifty answers, not fifteen hundred."""
     rng = np.random.default_rng(0)
