@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['read_qif']
 
-# %% ../../nbs/data/qif.ipynb #39a77999
+# %% ../../nbs/data/qif.ipynb #73004f79
 import re
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 
+from .delimited import CsvMapping, read_mapping
 from .source import SourceError, Statement, exact_minor
 from .tally import Tally, day_of, decode, statements
 
@@ -56,14 +58,14 @@ def _records(text: str) -> list[_Record]:
             record.fields.append((content[0], content[1:].strip()))
     return records
 
-# %% ../../nbs/data/qif.ipynb #1b833ec5
+# %% ../../nbs/data/qif.ipynb #34fc80e0
 _DATE = re.compile(r"(\d{1,4})\s*([/.'-])\s*(\d{1,2})\s*([/.'-])\s*(\d{1,4})", re.ASCII)
 ORDERS = {"dmy": (2, 1, 0), "mdy": (2, 0, 1), "ymd": (0, 1, 2)}  # where year, month and day stand
 
 
 def _order(dates: str) -> str:
     """One of `ORDERS` from its name or from a format such as "%d/%m/%Y"; raises `SourceError` for anything else."""
-    letters = "".join(re.findall(r"[dmy]", dates.lower().replace("b", "m"))) if "%" in dates else dates.lower()
+    letters = "".join({"b": "m", "B": "m", "Y": "y"}.get(x, x) for x in re.findall(r"%-?([dmbByY])", dates)) if "%" in dates else dates.lower()
     if letters not in ORDERS:
         raise SourceError(f"dates must be one of {', '.join(ORDERS)}, or a format such as '%d/%m/%Y', not {dates!r}")
     return letters
@@ -80,16 +82,19 @@ def _day(text: str | None, order: str | None) -> date | None:
         return None
     return day_of(*(numbers[i] for i in ORDERS[order]))
 
-# %% ../../nbs/data/qif.ipynb #d6bbe880
-def _settle(texts: list[str], name: str) -> str | None:
-    """The order that all dates of a file share; raises `SourceError` where they fit two or contradict each other."""
+# %% ../../nbs/data/qif.ipynb #494d52e1
+def _settle(texts: list[str], name: str, stated: str | None = None) -> str | None:
+    """The order that all dates of a file share. Where they fit two or contradict each other it is `stated`, or `SourceError` is raised."""
     found = [m for t in texts if (m := _DATE.fullmatch(t.strip())) and len(m[1]) < 3]
     pairs = {(int(m[1]), int(m[3])): m[0] for m in found}
     day_first = next((shown for (a, b), shown in pairs.items() if a > 12 >= b), None)
     month_first = next((shown for (a, b), shown in pairs.items() if b > 12 >= a), None)
     dotted = next((m[0] for m in found if m[2] == m[4] == "."), None)
     say = "state it: dates=\"dmy\" (day first) or dates=\"mdy\" (month first), or  date = \"%d/%m/%Y\"  in the [format] of a mapping"
-    if month_first and (day_first or dotted):
+    both, neither = month_first and (day_first or dotted), not (month_first or day_first or dotted)
+    if stated and (both or neither):
+        return stated
+    if both:
         raise SourceError(f"{name}: {day_first or dotted!r} has the day first, {month_first!r} the month: {say}; entries that do not fit are set aside")
     if day_first or month_first or dotted:
         return "mdy" if month_first else "dmy"
@@ -143,13 +148,18 @@ def _opening(tally: Tally) -> None:
         tally.records.pop(0)
         tally.set_aside(first["row"], "balance", "opening balance", f"{first['day']} {first['amount_minor']}")
 
-# %% ../../nbs/data/qif.ipynb #f0139d7f
-def read_qif(raw: bytes, name: str, dates: str | None = None, currency: str | None = None) -> list[Statement]:
-    """The accounts in a QIF file. `dates` is "dmy", "mdy", "ymd" or a format such as "%d/%m/%Y"; `currency` such as "EUR".
+# %% ../../nbs/data/qif.ipynb #7b83d564
+def read_qif(raw: bytes, name: str, dates: str | None = None, currency: str | None = None,
+             mapping: CsvMapping | str | Path | None = None) -> list[Statement]:
+    """The accounts in a QIF file. `dates` is "dmy", "mdy", "ymd" or a format such as "%d/%m/%Y", and `currency` such as "EUR";
+    the date and currency of a `mapping` (or its TOML file) stand in for them.
 
-    Without `dates` the file must tell (a day above 12, a year in front, points); without `currency` rows have "XXX", and a warning. `bank_id` is null: QIF has none.
+    Where the file tells the order (a day above 12, a year in front, points), that counts; else `dates`. Without `currency` rows have "XXX", and a warning. `bank_id` is null: QIF has none.
     Raises `SourceError` for what is no QIF file, and where day and month cannot be told apart.
     """
+    if mapping is not None:
+        stated = mapping if isinstance(mapping, CsvMapping) else read_mapping(mapping)
+        dates, currency = dates or stated.date, currency or stated.currency
     if currency is not None and not re.fullmatch(r"[A-Z]{3}", currency):
         raise SourceError(f"{currency!r} is no currency: three capital letters are needed, such as EUR")
     text, found = decode(raw, name)
@@ -158,7 +168,7 @@ def read_qif(raw: bytes, name: str, dates: str | None = None, currency: str | No
     if not any(r.section in _MONEY for r in records):
         raise SourceError(f"{name} has no section such as !Type:Bank with entries, so it is no QIF file of an account: export the account's register")
     others = sorted({f"!{r.section}" for r in every} - {f"!{s}" for s in (*_MONEY, "account", "invst", "")})
-    order = _order(dates) if dates else _settle([r.get("D") or "" for r in records], name)
+    order = _settle([r.get("D") or "" for r in records], name, _order(dates) if dates else None)
     mark = _decimal([v for r in records for k, v in r.fields if k in "TU$"])
     tallies: dict[str, Tally] = {}
     odd = []
