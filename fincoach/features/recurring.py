@@ -163,9 +163,15 @@ def _may_be(kind, days):
             close += 1
     return close > 0 and 2 * close >= n - 1
 
-# %% ../../nbs/features/recurring.ipynb #b65a1cc8
+# %% ../../nbs/features/recurring.ipynb #88b51b9e
 _WEEKEND_OUT, _WEEKEND_IN = (-1.5, -0.3, 0.0), (0.0, -0.7, -1.5)  # log odds of shift -1, 0, 1 before anything is seen
-_MANY = float(np.log(len(RHYTHMS)))
+_RARE = -np.log(np.array([0.05, 0.05, 0.02, 0.02, 0.6, 0.03, 0.1, 0.03, 0.1]))  # how common each rhythm is among streams, roughly
+
+
+@compiled
+def _cost(kind):
+    """What a calendar pays for being one of so many, and of a rarer kind."""
+    return np.log(_DAYS[kind] * (5.0 if kind == _SEMI else 1.0)) + _RARE[kind]
 
 
 @compiled
@@ -182,13 +188,7 @@ def _try(kind, anchor, other, income, days, slot, gap, best):
             best = (value, kind, anchor, other, shift, first, last)
     return best
 
-
-@compiled
-def _cost(kind):
-    """What a calendar pays for being one of so many."""
-    return np.log(_DAYS[kind] * (5.0 if kind == _SEMI else 1.0)) + _MANY
-
-
+# %% ../../nbs/features/recurring.ipynb #60ec6b99
 @compiled
 def _fit(days, income, least):
     """The calendar with the most evidence over sorted days: (evidence, kind, anchor, other, shift, first row, row after the last).
@@ -249,8 +249,8 @@ def _kept(amounts):
     steady = _bell(steps, n, min(max(own, 0.02), 0.12)) - 1.0
     return max(level, stream - bought), max(level, steady - shopped)
 
-# %% ../../nbs/features/recurring.ipynb #8c677fb3
-_TAKEN, _PRICE = 3.0, 2.0  # evidence from which on rows are taken for a stream; the most that a kept amount adds to that of days
+# %% ../../nbs/features/recurring.ipynb #488cf43c
+_TAKEN, _PRICE = 4.5, 2.0  # evidence from which on rows are taken for a stream; the most that a kept amount adds to that of days
 
 
 @compiled
@@ -647,8 +647,8 @@ def _summaries(rows: pl.DataFrame) -> pl.DataFrame:
     return told.with_columns(amount_minor=pl.when(pl.col("fixed")).then("level").otherwise("median").fill_null(pl.col("last_minor")),
                              price_changes=pl.col("price_changes").fill_null(pl.lit([], _CHANGE)))
 
-# %% ../../nbs/features/recurring.ipynb #820f5a09
-_SCALE, _OFFSET, _CAP = 1.4, -5.2, 8.0
+# %% ../../nbs/features/recurring.ipynb #05111da3
+_SCALE, _OFFSET, _CAP = 1.56, -7.2, 10.0
 
 
 def _confidence(evidence: np.ndarray) -> np.ndarray:
