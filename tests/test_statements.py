@@ -462,3 +462,12 @@ def test_wrong_zone_and_mapping_are_said(tmp_path, account):
     (tmp_path / "a.csv").write_bytes(bank.write_csv(account))
     (tmp_path / "map.toml").write_text("[columns]\ndate = 'Nope'\namount = 'Betrag'\n")
     assert "mapping not used" in rules_of(read_statements(tmp_path, mapping=Path(tmp_path, "map.toml")))
+
+
+def test_a_mapping_that_is_not_there_is_said_and_its_zone_is_used(tmp_path, account):
+    (tmp_path / "a.csv").write_bytes(bank.write_csv(account))
+    with pytest.raises(SourceError, match="no mapping file"):
+        read_statements(tmp_path / "a.csv", mapping=tmp_path / "none.toml")
+    (tmp_path / "map.toml").write_text("[columns]\ndate = 'Date'\namount = 'Amount'\nmerchant = 'Payee'\n[format]\ntimezone = 'Europe/Berlin'\n")
+    source = read_source(tmp_path / "a.csv", mapping=tmp_path / "map.toml", person="ann")
+    assert source.frames["users"].select("external_id", "timezone").row(0) == ("ann", "Europe/Berlin")

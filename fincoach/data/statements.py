@@ -685,13 +685,16 @@ def _paths(paths) -> tuple[list[tuple[Path, str, bool]], list[str]]:
     twice = {n for n, k in Counter(name for _, name, _ in wanted).items() if k > 1}
     return [(p, p.as_posix() if n in twice else n, own) for p, n, own in wanted], aside
 
-# %% ../../nbs/data/statements.ipynb #18228c6d
+# %% ../../nbs/data/statements.ipynb #f178f669
 def read_statements(paths, mapping=None, person: str = "me", zone: str | None = None, corrections=None, as_of: str = "") -> Source:
     """Files, or folders of files, as one person's `Source`; `Source.files` says what came of each.
 
     `corrections` is a dict (merchant -> category) or a TOML file; a `corrections.toml` in a folder is used by itself. Raises `SourceError`
     when nothing at all can be read, or the mapping, the zone or the corrections are wrong.
     """
+    if isinstance(mapping, str | Path):
+        mapping = import_module("fincoach.data.delimited").read_mapping(mapping)
+    zone = zone or (mapping.timezone if mapping else None)
     files, aside = _paths(paths)
     name = Path(paths).name if isinstance(paths, str | Path) else "statements"
     statements, found, broken = [], [], []
