@@ -172,6 +172,14 @@ def test_a_running_balance_proves_the_sign(balances, amounts):
         read_delimited(raw.replace(balances[1], "1").encode(), "file.csv")
 
 
+def test_a_card_s_file_with_purchases_positive_is_asked_about():
+    raw = b"Date,Description,Amount\n" + b"".join(b"2025-02-%d,TFL,2.80\n" % d for d in range(13, 28)) + b"2025-02-28,PAYMENT,-42.00\n"
+    assert rules(read_delimited(raw, "file.csv"))["mostly money in"] == 15
+    assert "mostly money in" not in rules(read_delimited(write_csv(sample_account(60)), "file.csv"))
+    found = check_mapping({"format": {"sign": "positive is out"}})
+    assert read_delimited(raw, "file.csv", found)[0].rows["amount_minor"].sum() == -15 * 280 + 4200
+
+
 # What is open is refused, with the line that settles it
 
 
@@ -187,6 +195,16 @@ def test_what_is_open_is_settled_by_the_line_that_the_refusal_names(raw, said, l
     assert line.split(" = ")[0] in str(refused.value)
     (tmp_path / "map.toml").write_text(f"[format]\n{line}\n")
     assert len(rows_of(read_delimited(raw, "file.csv", tmp_path / "map.toml"))) >= 1
+
+
+def test_a_mapping_without_columns_adds_to_the_preset():
+    raw = SAMPLES["ynab"][0].replace("31.01.2026", "02/01/2026").replace("05.01.2026", "01/02/2026").encode()
+    with pytest.raises(SourceError, match="dates are ambiguous"):
+        read_delimited(raw, "file.csv")
+    for form, days in (("%d/%m/%Y", [date(2026, 1, 2), date(2026, 2, 1)]), ("%m/%d/%Y", [date(2026, 2, 1), date(2026, 1, 2)])):
+        (statement,) = read_delimited(raw, "file.csv", check_mapping({"format": {"date": form, "account": "mine"}}))
+        assert statement.rows["day"].to_list() == days
+        assert statement.format == "csv:ynab"
 
 
 @pytest.mark.parametrize(("raw", "said"), [

@@ -855,7 +855,7 @@ def _heads(text: str, delimiter: str | None) -> dict[str, list[_Record]]:
             heads[mark].extend(_records(iter(lines), mark))
     return heads
 
-# %% ../../nbs/data/delimited.ipynb #85c7410d
+# %% ../../nbs/data/delimited.ipynb #df1af0e9
 def _locate(heads: dict[str, list[_Record]], mapping: CsvMapping | None) -> _Layout:
     """Where the table of a file is, by `mapping`, else a preset, else obvious names; `SourceError` when it is not found."""
     found, guesses, fullest = [], [], None
@@ -878,6 +878,9 @@ def _locate(heads: dict[str, list[_Record]], mapping: CsvMapping | None) -> _Lay
     row, _, mark, i, header, chosen = min(found or guesses, key=lambda f: f[:2])
     records = heads[mark]
     above, after = [r.fields for r in records[:i]], row + records[i].span
+    if found and mapping and not mapping.columns:  # a preset, with what the mapping says of the formats
+        stated = {name: value for name, value in vars(mapping).items() if value not in (None, "", 0, {})}
+        chosen = replace(chosen, **stated)
     if _nameless(chosen):
         header, after = [f"#{k}" for k in range(1, len(header) + 1)], row
     return _Layout(header, mark, after, above, chosen, not found)
@@ -1149,10 +1152,11 @@ def _read(name: str, kind: str, layout: _Layout, raw: pl.DataFrame, counts: dict
     found = _row_findings(rows, name) + _told(rows, layout, mapping, counts | {"others": len(others), "lost": lost}, name, breaks)
     return [replace(made[0], findings=tuple(found), rejects=rejects), *made[1:]], mapping
 
-# %% ../../nbs/data/delimited.ipynb #45213ebb
+# %% ../../nbs/data/delimited.ipynb #62b121e7
 def _told(rows: pl.DataFrame, layout: _Layout, mapping: CsvMapping, counts: dict[str, int], file: str, breaks: list[int]) -> list[Finding]:
     """Findings about a statement's file: what was assumed, and what looks odd in the rows that were kept."""
     good = rows.filter(pl.col("rule").is_null())
+    incoming = good.filter(pl.col("amount_minor") > 0).height
     odd = good.filter(pl.any_horizontal(pl.col("merchant", "memo").str.contains(_GARBLED.pattern)))
     strange = good.filter((pl.col("balance") != "") & pl.col("balance_minor").is_null()) if "balance" in rows.columns else good.clear()
     columns = tuple(f"{r} = {' + '.join(_several(c))}" for r, c in mapping.columns.items())
@@ -1167,6 +1171,8 @@ def _told(rows: pl.DataFrame, layout: _Layout, mapping: CsvMapping, counts: dict
          "No preset knows this file: taken by their names. Save the mapping, and change it where it is wrong."),
         ("note", "", "encoding", int(mapping.encoding == "cp1252" and counts.get("guessed encoding", 0)), ("cp1252",),
          "It is no UTF-8, so it was taken as Windows text. State  encoding  in the mapping if letters look wrong."),
+        ("warning", "amount", "mostly money in", incoming if layout.guessed and "amount" in mapping.columns and len(good) >= 10 and incoming > 0.8 * len(good) else 0, (),
+         'Like this in a credit card\'s file, where purchases are positive. If it is one, state  sign = "positive is out"  in the mapping.'),
         ("warning", "text", "garbled letters", len(odd), tuple(f"line {r}" for r in odd["row"].head(5)),
          "Ã¼ for ü, and the like: the file was garbled before it came here. Export it again."),
         ("warning", "currency", "unknown currency", good.filter(pl.col("currency") == "XXX").height, (),
