@@ -648,7 +648,7 @@ def read_bytes(path: Path, name: str) -> bytes:
 
 
 def read_statement(path: str | Path, mapping=None, name: str | None = None) -> list[Statement]:
-    """The accounts in one file, whatever its format. `mapping` is for CSV and XLSX. Raises `SourceError` when it cannot be read."""
+    """The accounts in one file, whatever its format. `mapping` is for CSV, XLSX and QIF. Raises `SourceError` when it cannot be read."""
     path = Path(path)
     name = name or path.name
     raw = read_bytes(path, name)
@@ -656,7 +656,7 @@ def read_statement(path: str | Path, mapping=None, name: str | None = None) -> l
     module, function = FORMATS[kind]
     try:
         reader = getattr(import_module(f"fincoach.data.{module}"), function)
-        return reader(raw, name, mapping=mapping) if kind in ("csv", "xlsx") else reader(raw, name)
+        return reader(raw, name, mapping=mapping) if kind in ("csv", "xlsx", "qif") else reader(raw, name)
     except SourceError:
         raise
     except ImportError as error:
