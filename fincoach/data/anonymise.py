@@ -126,7 +126,7 @@ class Strength:
 STRENGTH = Strength()
 PLAIN = Strength(place=0, amount=0, total=0, left_out=0, elsewhere=0, steps=0, day=0, huge=np.inf)
 
-# %% ../../nbs/data/anonymise.ipynb #092d08cf
+# %% ../../nbs/data/anonymise.ipynb #42926163
 @dataclass
 class _Rows:
     """One person's transactions as arrays; `place` numbers merchants, and `kind` is a place in `KINDS`."""
@@ -151,7 +151,7 @@ def _sizes(rng, rows: _Rows, regular: np.ndarray, strength: Strength) -> np.ndar
     size = np.abs(rows.amount)
     if loose.any():
         limit = strength.huge * max(np.median(size[loose]), 1)
-        noise -= np.where(loose & (size > limit), 0.5 * np.log(np.maximum(size, 1) / limit), 0)
+        noise -= np.where(loose, 0.5 * np.log(np.maximum(size / limit, 1)), 0)
     return np.exp(noise)
 
 
@@ -373,14 +373,14 @@ def _at_least(amount: pl.Expr, factor: pl.Series) -> pl.Expr:
     scaled = (amount * factor).round().cast(pl.Int64)
     return pl.when((scaled == 0) & (amount != 0)).then(amount.sign()).otherwise(scaled)
 
-# %% ../../nbs/data/anonymise.ipynb #2ab14b0d
+# %% ../../nbs/data/anonymise.ipynb #dbf03ced
 _EVERYWHERE = {"merchant", "department", "brand"}
 
 
 def _word(table: str, column: str, frame: pl.DataFrame, key: bytes) -> pl.Series:
     """Pseudonyms for a column of words."""
     if table == "users" or table == "products" or column in _EVERYWHERE:
-        return _words(key, {"users": "person"}.get(table, column if column in _EVERYWHERE else "product"), frame[column])
+        return _words(key, {"users": "someone"}.get(table, column if column in _EVERYWHERE else "item"), frame[column])
     salt = frame["_person"] + "/" + (frame["account"].fill_null("") if column == "external_id" and "account" in frame.columns else pl.Series([""]))
     return _words(key, {"external_id": "row", "name": "goal"}.get(column, column.removesuffix("_id")), frame[column], salt)
 
