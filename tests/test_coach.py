@@ -13,9 +13,11 @@ from conftest import ROOT
 
 from fincoach.data.population import generate
 from fincoach.data.source import FILES, REJECTS, Source, SourceError, all_tables
-from fincoach.data.tables import CATEGORY_ID
+from fincoach.data.tables import CATEGORY_ID, SEGMENTS
 from fincoach.data.validate import Finding
+from fincoach.serving.artifacts import promote, publish
 from fincoach.serving.coach import _changes, _money, coach
+from fincoach.serving.inference import Cluster, FeatureScaling, SegmentationParameters, assign
 
 SPENDING = ["rent", "utilities", "insurance", "groceries", "transport", "health", "education", "uncategorised", "dining", "shopping", "entertainment", "travel", "subscriptions", "personal_care", "gifts", "cash", "debt_payment", "fees"]
 INCOME = ["salary", "benefits", "interest", "other_income"]
@@ -255,12 +257,33 @@ def test_a_change_beyond_the_noise_is_told_and_noise_is_not(population):
     assert _changes(months[:8], [])["why_not"]
 
 
-def test_the_champion_answers_where_there_is_one(source, tmp_path):
+def test_rules_answer_where_there_is_no_model(source, tmp_path):
     page = coach(source, artifacts=tmp_path)
     _, text = looked_at(page)
     assert page.segment["method"] == "rules"
     assert "simple rules" in text
     assert "made-up people" in text
+
+
+def test_the_champion_answers_where_there_is_one(source, tmp_path):
+    """The page gives the model's own probability, its version, and how many people it learned from; an altered model is not believed."""
+    scaling = (FeatureScaling("savings_rate", "linear", 0.0, 0.0, 0.2, 3.0), FeatureScaling("essential_share", "linear", 0.5, 0.5, 0.2, 3.0))
+    clusters = tuple(Cluster(k, name, 0.9, 0.5, (2.0 * k - 1, 0.0)) for k, name in enumerate(SEGMENTS[:2]))
+    parameters = SegmentationParameters("2026-01-01-test", date(2026, 1, 1), scaling, clusters, 2.0, 0.1)
+    path = publish(tmp_path, "segmentation", parameters.version, {"segmentation.json": parameters.to_json().encode()}, {"people": 321, "as_of": "2026-01-01"})
+    promote(tmp_path, "segmentation", parameters.version)
+    page = coach(source, artifacts=tmp_path)
+    _, text = looked_at(page)
+    values = [[page.segment["features"][f.name] for f in scaling]]
+    assert page.segment["method"] == "model"
+    assert list(page.segment["probabilities"].values()) == pytest.approx(assign(parameters, values).probability[0])
+    assert "2026-01-01-test" in text
+    assert "321 people" in text
+    assert "made-up people" in text
+    file = path / "segmentation.json"
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes().replace(b"0.9", b"0.8"))
+    assert coach(source, artifacts=tmp_path).segment["method"] == "rules"
 
 
 def test_callers_mistakes(population, source):
