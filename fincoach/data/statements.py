@@ -628,7 +628,7 @@ def _files(statements: list[Statement], names: list[str], sums: pl.DataFrame, ro
     once = once.join(extra, on="file", how="left", maintain_order="left").with_columns(pl.col("rejected") + pl.when(pl.int_range(pl.len()).over("file") == 0).then(pl.col("far").fill_null(0)).otherwise(0))
     return once.select(pl.col(c).cast(t) for c, t in FILES.items()).sort("file", "account", "currency")
 
-# %% ../../nbs/data/statements.ipynb #7419c13f
+# %% ../../nbs/data/statements.ipynb #0bc0de9d
 MAX_BYTES, MAX_FILES = 200 * 2**20, 2_000
 _ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".ofx", ".qfx", ".qbo", ".xml", ".sta", ".mt940", ".940", ".qif", ".json", ".camt", ".swi", ".fin", ".mta")
 
@@ -685,11 +685,11 @@ def _paths(paths) -> tuple[list[tuple[Path, str, bool]], list[str]]:
     twice = {n for n, k in Counter(name for _, name, _ in wanted).items() if k > 1}
     return [(p, p.as_posix() if n in twice else n, own) for p, n, own in wanted], aside
 
-# %% ../../nbs/data/statements.ipynb #f178f669
+# %% ../../nbs/data/statements.ipynb #b30a92ab
 def read_statements(paths, mapping=None, person: str = "me", zone: str | None = None, corrections=None, as_of: str = "") -> Source:
     """Files, or folders of files, as one person's `Source`; `Source.files` says what came of each.
 
-    `corrections` is a dict (merchant -> category) or a TOML file; a `corrections.toml` in a folder is used by itself. Raises `SourceError`
+    `corrections` is a dict (merchant -> category) or a TOML file; a `corrections.toml` in a folder holds too. Raises `SourceError`
     when nothing at all can be read, or the mapping, the zone or the corrections are wrong.
     """
     if isinstance(mapping, str | Path):
@@ -731,12 +731,11 @@ def _read_one(path: Path, mapping, shown: str, found: list[Finding]) -> list[Sta
 
 
 def _corrections(paths, corrections) -> tuple[dict[str, str], list[Finding]]:
-    """The corrections that were given or lie in the folders, and a note about the latter."""
-    if corrections is not None:
-        return (corrections if isinstance(corrections, dict) else read_corrections(corrections)), []
-    beside = [p for given in ([paths] if isinstance(paths, str | Path) else paths) if (p := Path(given) / "corrections.toml").is_file()]
-    mine = {}
-    for path in beside:
-        mine |= read_corrections(path)
-    told = [Finding("note", "corrections.toml", "", "corrections used", len(mine), (), "Your own categories win over all rules.")] if mine else []
-    return mine, told
+    """The corrections that lie in the folders, those that were given above them, and a note about the former."""
+    given = corrections if isinstance(corrections, dict) else read_corrections(corrections) if corrections is not None else {}
+    folders = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    beside = {}
+    for path in (f / "corrections.toml" for f in folders if (f / "corrections.toml").is_file()):
+        beside |= read_corrections(path)
+    told = [Finding("note", "corrections.toml", "", "corrections used", len(beside), (), "Your own categories win over all rules.")] if beside else []
+    return beside | given, told
