@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'ORDER', 'FAST_FROM', 'GROUP', 'order', 'SnapshotError', 'batches', 'groups', 'content', 'Snapshot',
            'export_snapshot', 'write_snapshot', 'DataExporter']
 
-# %% ../../nbs/data/export.ipynb #ca81aed3
+# %% ../../nbs/data/export.ipynb #ac9d18df
 import fcntl
 import hashlib
 import json
@@ -28,7 +28,7 @@ import sqlalchemy as sa
 from tqdm import tqdm
 
 from . import reader
-from .database import SCHEMA, DatabaseError, Frames, check_references, conform, counts, explained, explanation, new_categories, require
+from .database import SCHEMA, Frames, check_references, conform, counts, explained, explanation, new_categories, require
 from .tables import CATEGORIES, KINDS, SNAPSHOT_TABLES, TABLES, Moment
 
 # %% ../../nbs/data/export.ipynb #5378b90a
