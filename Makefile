@@ -30,6 +30,7 @@ lab: $(READY) ## open JupyterLab on the notebooks
 
 docs: $(READY) ## build the documentation site into site/
 	@rm -rf build/docs && mkdir -p build && cp -r docs build/docs && cp -r nbs build/docs/nbs
+	@$(BIN)/fincoach db schema --folder build/docs > /dev/null
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open site/nbs/index.html"
 
 export: $(READY) ## write fincoach/ and README.md from the notebooks
