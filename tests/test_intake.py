@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fincoach.data.database import DatabaseError, connect, counts, downgrade, upgrade
 from fincoach.data.intake import take_in
 from fincoach.data.source import Source, all_tables
+from fincoach.data.tables import TABLES
 
 BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -31,6 +32,9 @@ def bank(name, days, opening=None, account="giro", currency="EUR", numbered=True
 def engine(request, tmp_path):
     url = f"sqlite:///{tmp_path}/a.db" if request.param == "sqlite" else os.environ["FINCOACH_TEST_POSTGRES"]
     engine = connect(url)
+    if request.param == "postgresql":  # other tests may have left theirs
+        with engine.begin() as c:
+            c.exec_driver_sql(f"DROP TABLE IF EXISTS {', '.join([*TABLES, 'fincoach_version'])} CASCADE")
     upgrade(engine)
     yield engine
     downgrade(engine, "base")
