@@ -61,7 +61,7 @@ def _corner(sheet: bytes) -> int:
     wide = max((sum((c - 64) * 26**i for i, c in enumerate(reversed(name))) for name in columns), default=1)
     return wide * max((int(m) for m in set(re.findall(rb'\br="[A-Z]*(\d{1,9})"', sheet))), default=1)
 
-# %% ../../nbs/data/workbook.ipynb #c1fd05e1
+# %% ../../nbs/data/workbook.ipynb #5cc1c204
 def _safe(raw: bytes) -> None:
     """Raises `SourceError` for a workbook that is none, or that would fill the memory."""
     if len(raw) > _MOST:
@@ -79,7 +79,7 @@ def _safe(raw: bytes) -> None:
                 raise SourceError(f"a sheet spans more than {_CELLS:,} cells: delete what stands far below or to the right, or save it as CSV")
             if item.filename.endswith((".xml", ".rels")) and b"<!DOCTYPE" in part[:1000]:
                 raise SourceError("its XML defines a document type, which no Excel writes: it is not opened")
-    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, NotImplementedError, KeyError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
         raise error if isinstance(error, SourceError) else SourceError("it is no XLSX workbook, or it is damaged: save it again, or as CSV") from None
 
 # %% ../../nbs/data/workbook.ipynb #c6745ea1
