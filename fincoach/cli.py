@@ -272,7 +272,7 @@ def _segment(args, settings: Settings) -> Outcome:
     found = ask(user_id, as_of).to_dict()
     return Outcome({"user": args.user, "stored": args.store, **found}, _told(args.user, found))
 
-# %% ../nbs/cli.ipynb #48698307
+# %% ../nbs/cli.ipynb #487a1204
 def _corrections(args, settings: Settings) -> Path:
     """The file of remembered corrections, with those of `--correct "Merchant=category"` added."""
     from fincoach.data.categorise import remember
@@ -286,12 +286,25 @@ def _corrections(args, settings: Settings) -> Path:
     return path
 
 
+def _save_mapping(args) -> str:
+    """Writes how the one CSV file is read to the file of `--save-mapping`; the line that says so."""
+    from fincoach.data.delimited import save_mapping, sniff
+    from fincoach.data.statements import detect
+
+    file = Path(args.files[0])
+    raw = file.read_bytes() if len(args.files) == 1 and file.is_file() else b""
+    if not raw or detect(raw, file.name) != "csv":
+        raise Refusal("--save-mapping needs one CSV file", "name the file whose reading is to be saved, alone", 2)
+    save_mapping(sniff(raw, file.name, args.mapping), args.save_mapping)
+    return f"\n  how {file.name} is read is in {args.save_mapping}: change it, and name it with --mapping"
+
+
 def _coach(args, settings: Settings) -> Outcome:
     """A person's statements as one page."""
     from fincoach.data.statements import read_statements
     from fincoach.serving.coach import coach
 
-    corrections = _corrections(args, settings)
+    corrections, saved = _corrections(args, settings), _save_mapping(args) if args.save_mapping else ""
     _say(f"reading {', '.join(args.files)}")
     source = read_statements(args.files, args.mapping, args.person or "me", args.zone, corrections)
     page = coach(source, _day(args.as_of), settings.artifacts)
@@ -302,7 +315,7 @@ def _coach(args, settings: Settings) -> Outcome:
     rows = [(f["file"], f["format"], f["rows"], "rows", f["duplicates"], "known already", f["rejected"], "set aside") for f in files]
     urgent = sum(f.severity == "error" for f in source.findings)
     told = f"{len(source.findings)} findings, {urgent} of them errors: the page says what to do" if source.findings else "nothing odd was found"
-    return Outcome(data, f"{page!r}\n{_table(rows)}\n  {told}\nopen: {path}")
+    return Outcome(data, f"{page!r}\n{_table(rows)}\n  {told}{saved}\nopen: {path}")
 
 # %% ../nbs/cli.ipynb #fafaf39a
 def _anonymise(args, settings: Settings) -> Outcome:
@@ -499,7 +512,7 @@ def _doctor(args, settings: Settings) -> Outcome:
     lines.append(f"{bad} problem{'s' * (bad != 1)}" if bad else "all is well")
     return Outcome({"checks": [vars(c) for c in checks], "problems": bad}, "\n".join(lines), int(bad > 0))
 
-# %% ../nbs/cli.ipynb #d7b63250
+# %% ../nbs/cli.ipynb #4fb6d937
 class _Parser(argparse.ArgumentParser):
     """A parser that refuses like everything else here: one line, one hint, exit code 2."""
 
@@ -533,6 +546,7 @@ _ARGUMENTS = {
     "rollback": (("--rollback",), {"action": "store_true", "help": "take a create_ step back; its rows are kept in files"}),
     "drop": (("--drop",), {"action": "store_true", "help": "take a create_ step back, with its rows"}),
     "files": (("files",), {"metavar": "FILE", "nargs": "+", "help": "statements: files or folders (CSV, XLSX, OFX, QFX, CAMT.053, MT940, QIF, Plaid JSON)"}),
+    "save-mapping": (("--save-mapping",), {"metavar": "FILE", "help": "write how the CSV file is read, to be changed and named with --mapping"}),
     "person": (("--person",), {"metavar": "NAME", "help": "whose statements these are (default: me)"}),
     "zone": (("--zone",), {"metavar": "ZONE", "help": "the time zone of the dates, such as Europe/Berlin"}),
     "correct": (("--correct",), {"metavar": "MERCHANT=CATEGORY", "action": "append", "default": [], "help": "remember a merchant's category (repeatable)"}),
@@ -540,9 +554,9 @@ _ARGUMENTS = {
     "revision": (("revision",), {"nargs": "?", "default": "base", "help": "where to go back to (default: base, no tables)"}),
 }
 
-# %% ../nbs/cli.ipynb #6480163c
+# %% ../nbs/cli.ipynb #36ea1295
 _COMMANDS = {
-    "coach": (_coach, "your own bank statements as a page you would keep", "files mapping person zone correct as-of folder"),
+    "coach": (_coach, "your own bank statements as a page you would keep", "files mapping save-mapping person zone correct as-of folder"),
     "demo": (_demo, "a small made-up population, start to end, in under a minute", "people folder seed"),
     "import": (_import, "read a source into the database; what is there already stays once", "source mapping person database"),
     "db": (_db, "upgrade, downgrade or inspect the database", "action revision verify rollback drop folder database"),

@@ -58,6 +58,22 @@ def test_one_unreadable_file_does_not_stop_the_others(shell, folder):
     assert [f["table"] for f in found["findings"] if f["severity"] == "error"] == ["broken.xml"]
 
 
+def test_how_a_file_is_read_can_be_saved_and_named(shell, tmp_path, account):
+    file, mapping = tmp_path / "mine.csv", tmp_path / "mine.toml"
+    file.write_bytes(banks.write_csv(account))
+    assert shell("coach", file, "--save-mapping", mapping)[0] == 0
+    _, plain, _ = shell("coach", file, "--json")
+    code, mapped, _ = shell("coach", file, "--mapping", mapping, "--json")
+    assert code == 0
+    counted = [[(f["rows"], f["kept"], f["opening"], f["closing"], f["balanced"]) for f in found["files"]] for found in (plain, mapped)]
+    assert counted[0] == counted[1]
+    assert counted[0][0][0] == len(account.entries)
+    (tmp_path / "a.xml").write_bytes(banks.write_camt053(account))
+    code, _, err = shell("coach", tmp_path / "a.xml", "--save-mapping", mapping)
+    assert code == 2
+    assert "one CSV file" in err
+
+
 @pytest.mark.parametrize("text", ["", "hello", "<!DOCTYPE x [<!ENTITY a 'b'>]><x>&a;</x>"])
 def test_nothing_readable_is_a_refusal_and_no_page(shell, tmp_path, text):
     (tmp_path / "a.xml").write_text(text)
