@@ -319,7 +319,7 @@ def _replace(path: Path, text: str) -> None:
         Path(aside).unlink(missing_ok=True)
         raise
 
-# %% ../../nbs/data/categorise.ipynb #c95846ee
+# %% ../../nbs/data/categorise.ipynb #5bdc7d68
 def unknown_finding(rows: pl.DataFrame, currency: str, name: str = "transactions") -> Finding | None:
     """What nobody could place among `categorise`d rows of one currency: shares, the biggest merchants, the lines to write."""
     lost = rows.filter(pl.col("placed_by") == "nothing")
@@ -332,5 +332,5 @@ def unknown_finding(rows: pl.DataFrame, currency: str, name: str = "transactions
     shown = tuple(f"{m}: {total / unit:,.2f} {currency} in {n} rows" for m, total, n in worst.iter_rows())
     line = f'  {json.dumps(worst["merchant"][0], ensure_ascii=False)} = "{"groceries" if worst["amount_minor"][0] < 0 else "salary"}"' if len(worst) else ""
     advice = (f"{len(lost) / len(rows):.1%} of the rows and {money / max(whole, 1):.1%} of the money have no known category. "
-              + (f"Write lines like{line}  below [merchants] in corrections.toml." if line else "They name nobody."))
+              + (f"Say it once with `fincoach coach FILES --correct MERCHANT=CATEGORY`, or in corrections.toml, below [merchants]:{line}" if line else "They name nobody."))
     return Finding("warning" if money > whole / 5 else "note", name, "category", "no category", len(lost), shown, advice)

@@ -661,7 +661,7 @@ def _where(p: CoachPage) -> _Chapter:
               "note": f"{_words(r['category'])}, {_count(r['times'], 'time')}, last on {_day(r['last'])}"} for r in p.merchants]
     return _Chapter("where", "Where it went", lead, [*blocks, _el("h3", "The biggest names"), _bars(names, "Spending by merchant"), *_not_placed(p)])
 
-# %% ../../nbs/serving/coach.ipynb #a585dedd
+# %% ../../nbs/serving/coach.ipynb #f1d2c7ff
 def _not_placed(p: CoachPage) -> list:
     """What has no category, and what to write to give it one."""
     u = p.unknown
@@ -670,8 +670,8 @@ def _not_placed(p: CoachPage) -> list:
     said = f"{_percent(u['share_of_rows'])} of the payments and {_percent(u['share_of_money'])} of the money have no category, because no rule knows these names."
     rows = [{"name": r["merchant"] or "(no name)", "amount": _money(r["amount"], p.currency), "size": r["amount"], "note": _count(r["times"], "time")} for r in u["merchants"]]
     named = next((r["merchant"] for r in u["merchants"] if r["merchant"]), "")
-    how = [_el("p", join(["To place one, write a line such as ", _el("code", f'{json.dumps(named, ensure_ascii=False)} = "groceries"'), " below ", _el("code", "[merchants]"),
-                          " in your file of corrections; it is remembered."]), class_="co-quiet")] if named else []
+    how = [_el("p", join(["To place one, add ", _el("code", f"--correct {json.dumps(named + '=groceries', ensure_ascii=False)}"), " to the command ",
+                          _el("code", "fincoach coach"), ", with the category that is right; it is remembered."]), class_="co-quiet")] if named else []
     return [_el("h3", "What nobody could place"), _el("p", said), _bars(rows, "The biggest payments without a category"), *how]
 
 
