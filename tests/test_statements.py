@@ -471,3 +471,24 @@ def test_a_mapping_that_is_not_there_is_said_and_its_zone_is_used(tmp_path, acco
     (tmp_path / "map.toml").write_text("[columns]\ndate = 'Date'\namount = 'Amount'\nmerchant = 'Payee'\n[format]\ntimezone = 'Europe/Berlin'\n")
     source = read_source(tmp_path / "a.csv", mapping=tmp_path / "map.toml", person="ann")
     assert source.frames["users"].select("external_id", "timezone").row(0) == ("ann", "Europe/Berlin")
+
+
+def test_days_out_of_order_with_a_running_balance_that_follows_are_no_fault():
+    rows = [(0, -33749, "A", None, 525728), (13, 5000, "B", None, 530728), (8, -75000, "C", None, 455728), (14, -100, "D", None, 455628)]
+    source = merge([paper("a.csv", rows, form="csv")])
+    assert not rules_of(source, "error")
+    assert source.files["balanced"].to_list() == [True]
+
+
+def test_a_file_without_a_row_says_what_became_of_its_entries(tmp_path):
+    ofx = ("<OFX><BANKMSGSRSV1><STMTTRNRS><STMTRS><CURDEF>USD<BANKACCTFROM><ACCTID>1</BANKACCTFROM><BANKTRANLIST>"
+           "<STMTTRN><TRNTYPE>DEBIT<DTPOSTED><TRNAMT>-5.00<FITID>1<NAME>Cafe</STMTTRN></BANKTRANLIST></STMTRS></STMTTRNRS></BANKMSGSRSV1></OFX>")
+    (tmp_path / "bank.ofx").write_text(ofx)
+    with pytest.raises(SourceError, match=r"(?s)^bank\.ofx: there is no row that could be read.*unreadable date"):
+        read_statements([tmp_path / "bank.ofx"])
+
+
+def test_somebody_called_mueller_is_no_drugstore():
+    rows = [(0, -85000, "Martha Mueller"), (1, 4500, "Jürg Müller"), (2, -1234, "MUELLER SAGT DANKE"), (3, -500, "Drogerie Müller")]
+    source = merge([paper("a.ofx", rows)])
+    assert categories(source) == ["uncategorised", "other_income", "shopping", "shopping"]

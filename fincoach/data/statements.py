@@ -320,7 +320,7 @@ def _sum_findings(statements: list[Statement], sums: pl.DataFrame) -> list[Findi
             found.append(Finding("warning", s.file, "date", "after the statement's end", row["after"], (str(s.closes),), "Dated later than the day of the closing balance; kept with their dates."))
     return found
 
-# %% ../../nbs/data/statements.ipynb #eb08dbe8
+# %% ../../nbs/data/statements.ipynb #40696924
 def _anchors(sums: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """Known balances at the end of a day: account, currency, day, balance."""
     owner = rows.select("s", "account", "currency").unique("s")
@@ -328,7 +328,8 @@ def _anchors(sums: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     opened = own.filter(pl.col("opening").is_not_null()).select("account", "currency", (pl.coalesce("opens", "first") - pl.duration(days=1)).alias("day"), pl.col("opening").alias("balance"))
     closed = sums.join(owner, on="s").filter(pl.col("closing").is_not_null() & (pl.col("stated") | pl.col("closes").is_not_null())).select(
         "account", "currency", pl.coalesce("closes", "last").alias("day"), pl.col("closing").alias("balance"))
-    steady = sums.filter((pl.col("jumps") == 0) & (pl.col("holes") == 0)).select("s", "first", "last")
+    sorted_by_day = rows.group_by("s").agg((pl.col("day").diff().dt.total_days() >= 0).all().alias("in_order")).filter("in_order").select("s")
+    steady = sums.filter((pl.col("jumps") == 0) & (pl.col("holes") == 0)).join(sorted_by_day, on="s").select("s", "first", "last")
     ends = rows.join(steady, on="s").filter((pl.col("day") > pl.col("first")) & (pl.col("day") < pl.col("last"))).group_by("s", "account", "currency", "day", maintain_order=True).agg(
         pl.col("balance_minor").last().alias("balance"))
     ends = ends.filter((pl.col("day") == pl.col("day").min().over("s")) | (pl.col("day") == pl.col("day").max().over("s"))).select("account", "currency", "day", "balance")
@@ -470,7 +471,7 @@ def _transfers(kept: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
     return kept.with_columns(pl.when(hit).then(CATEGORY_ID["transfer"]).otherwise("category_id").alias("category_id"),
                              pl.when(hit).then(pl.lit("transfer")).otherwise("placed_by").alias("placed_by")).drop("k"), found
 
-# %% ../../nbs/data/statements.ipynb #e2cd5de5
+# %% ../../nbs/data/statements.ipynb #c54a49be
 def merge(statements: list[Statement], person: str = "me", zone: str | None = None, corrections: dict[str, str] | None = None,
           name: str = "statements", findings: tuple[Finding, ...] = (), as_of: str = "") -> Source:
     """One person's statements as a `Source`: rows once each, accounts recognised, transfers marked, categories placed, sums checked.
@@ -481,7 +482,9 @@ def merge(statements: list[Statement], person: str = "me", zone: str | None = No
         raise SourceError(f"{zone!r} is no time zone: use a name such as 'Europe/Berlin'")
     statements, rows = _stacked(statements)
     if not len(rows):
-        why = "; ".join(sorted({str(f) for f in findings})[:3])
+        told = [f for f in (*findings, *(f for s in statements for f in s.findings)) if f.severity != "note"]
+        why = "; ".join(sorted({str(f) for f in told})[:3])
+        name = statements[0].file if len({s.file for s in statements}) == 1 else name
         raise SourceError(f"{name}: there is no row that could be read" + (f": {why}" if why else ""))
     names, found = _accounts(statements, rows)
     statements, rows = _one_currency(statements, rows, names, found)
