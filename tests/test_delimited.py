@@ -291,6 +291,35 @@ def test_a_missing_row_is_found_by_the_balance():
     assert statement.opening_minor + statement.rows["amount_minor"].sum() != statement.closing_minor
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_balance_on_some_rows_only_still_counts(backward):
+    lines = ["01/09/2017,A,,428.03,1000.00", "01/09/2017,B,,29.50,", "13/09/2017,C,512.00,,", "14/09/2017,D,20.00,,497.50", "15/09/2017,E,200.00,,", "16/09/2017,F,0.08,,297.42", "17/09/2017,G,1.00,,"]
+    raw = "Date,Details,Debit,Credit,Balance\n" + "\n".join(lines[::-1] if backward else lines) + "\n"
+    (statement,) = read_delimited(raw.encode(), "file.csv")
+    assert (statement.opening_minor, statement.closing_minor) == (57197, 29642)
+    assert "balance does not follow" not in rules([statement])
+    (statement,) = read_delimited(raw.replace("200.00", "201.00").encode(), "file.csv")
+    assert rules([statement])["balance does not follow"] == 1
+
+
+def test_a_lonely_balance_among_rows_proves_nothing():
+    (statement,) = read_delimited(b"Date,Amount,Balance\n2025-01-13,-1.00,\n2025-01-14,-2.00,97.00\n", "file.csv")
+    assert (statement.opening_minor, statement.closing_minor) == (None, None)
+
+
+def test_names_of_columns_of_swiss_and_german_banks():
+    raw = "Datum;Bewegungstyp;Avisierungstext;Gutschrift in CHF;Lastschrift in CHF;Label;Kategorie\n31.01.2024;Buchung;LOHN;5000.50;;;\n30.01.2024;Buchung;COOP;;-45.30;;\n"
+    (statement,) = read_delimited(raw.encode(), "file.csv")
+    assert statement.rows["amount_minor"].to_list() == [500050, -4530]
+    assert statement.rows["text"].to_list() == ["LOHN", "COOP"]
+    raw = ('"Umsatz getätigt von";"Belegdatum";"Buchungsdatum";"Originalbetrag";"Originalwährung";"Buchungsbetrag";"Buchungswährung";"Transaktionsbeschreibung"\n'
+           '"5";"20.02.18";"21.02.18";"-5,00";"USD";"-4,17";"EUR";"STARBUCKS"\n')
+    (statement,) = read_delimited(raw.encode(), "file.csv")
+    assert statement.rows.select("day", "amount_minor", "currency", "text").rows() == [(date(2018, 2, 21), -417, "EUR", "STARBUCKS")]
+    raw = "Buchungstag;Umsatzart;Buchungstext;Betrag;Währung;Auftraggeberkonto;IBAN Auftraggeberkonto\n13.03.2018;Lastschrift;REWE;-17,22;EUR;538917600;DE44200400000538917600\n"
+    assert read_delimited(raw.encode(), "file.csv")[0].account == "DE44200400000538917600"
+
+
 def test_garbled_letters_are_told():
     assert rules(read_delimited("Date,Amount,Payee\n2025-01-13,-1.00,MÃ¼ller\n".encode(), "file.csv"))["garbled letters"] == 1
     assert "garbled letters" not in rules(read_delimited("Date,Amount,Payee\n2025-01-13,-1.00,Müller Ã\n".encode(), "file.csv"))

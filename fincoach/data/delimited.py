@@ -198,26 +198,26 @@ def _key(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text).casefold()
     return "".join(c for c in plain if c.isalnum())
 
-# %% ../../nbs/data/delimited.ipynb #c18cd781
+# %% ../../nbs/data/delimited.ipynb #c2e45b10
 _NAMES = {
     "user": "user userid customer customerid client clientid person personid member memberid household householdid",
     "date": "bookingdate buchungstag buchungsdatum postingdate posteddate postdate date datetime timestamp transactiondate occurredat datum "
             "fecha data buchung fechaoperacion dataoperazione transactiedatum",
     "time": "time timeofday uhrzeit hora",
-    "amount": "amount value amt transactionamount betrag montant importe umsatz bedrag importo valor belopp kwota",
-    "debit": "debit debitamount withdrawal withdrawals paidout moneyout soll outflow belastung addebiti uscite debet",
+    "amount": "amount value amt transactionamount betrag montant importe umsatz bedrag importo valor belopp kwota buchungsbetrag",
+    "debit": "debit debitamount withdrawal withdrawals paidout moneyout soll outflow belastung lastschrift addebiti uscite debet",
     "credit": "credit creditamount deposit deposits paidin moneyin haben inflow gutschrift accrediti entrate",
     "fee": "",
     "indicator": "indicator afbij debitcredit drcr crdr debetcredit sollhaben creditdebit creditdebet dc",
     "status": "",
-    "currency": "currency currencycode ccy wahrung waehrung devise moneda munt divisa",
+    "currency": "currency currencycode ccy wahrung waehrung buchungswahrung devise moneda munt divisa",
     "category": "category categoryname kategorie categorie categoria",
     "merchant": "merchant merchantname payee payeename counterparty counterpartyname partnername empfanger auftraggeberempfanger "
                 "zahlungsempfanger beguenstigterzahlungspflichtiger naamtegenpartij beneficiary store shop name description",
     "payer": "",
-    "text": "description memo text purpose verwendungszweck details narrative buchungstext notes omschrijving mededelingen libelle concepto",
+    "text": "description memo text purpose verwendungszweck details narrative buchungstext avisierungstext transaktionsbeschreibung notes omschrijving mededelingen libelle concepto",
     "balance": "balance runningbalance runningbal saldo kontostand saldonachbuchung saldonamutatie solde",
-    "account": "account accountid accountnumber iban konto auftragskonto rekening",
+    "account": "account accountid accountnumber iban konto auftragskonto ibanauftraggeberkonto rekening rekeningnummer",
     "id": "id transactionid externalid reference referenz",
 }
 
@@ -1041,24 +1041,29 @@ def _numbered(rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     lost = rows.select(shared.sum()).item()
     return rows.with_columns(pl.when(shared).then(pl.lit("")).otherwise(pl.col("id")).alias("id")), lost
 
-# %% ../../nbs/data/delimited.ipynb #f036575b
-def _running(amounts: np.ndarray, balances: np.ndarray) -> tuple[int | None, int | None, list[int]]:
+# %% ../../nbs/data/delimited.ipynb #f602b984
+def _running(amounts: np.ndarray, balances: np.ndarray, known: np.ndarray | None = None) -> tuple[int | None, int | None, list[int]]:
     """Opening and closing balance by a running balance in rows of a file, and the places where it does not follow.
 
-    Rows may go forward or backward in time. (None, None, all places) if the balances have nothing to do with the amounts.
+    Rows may go forward or backward in time, and have a balance only where `known` (such as one a day).
+    (None, None, all places) if the balances have nothing to do with the amounts.
     """
-    if not len(amounts):
+    at = np.arange(len(amounts)) if known is None else np.flatnonzero(known)
+    if not len(at) or len(at) < min(2, len(amounts)):
         return None, None, []
-    forward = balances[1:] - balances[:-1] == amounts[1:]
-    backward = balances[:-1] - balances[1:] == amounts[:-1]
+    after, moved = np.cumsum(amounts), np.diff(balances[at])
+    before = after - amounts
+    forward, backward = moved == np.diff(after[at]), -moved == np.diff(before[at])
     ahead = forward.sum() >= backward.sum()
-    breaks = np.flatnonzero(~(forward if ahead else backward)) + 1
+    breaks = at[np.flatnonzero(~(forward if ahead else backward)) + 1]
     if len(breaks) * 5 > len(forward):
         return None, None, breaks.tolist()
-    first, last = (0, -1) if ahead else (-1, 0)
-    return int(balances[first] - amounts[first]), int(balances[last]), breaks.tolist()
+    early, late = balances[at[0]], balances[at[-1]]
+    if ahead:
+        return int(early - after[at[0]]), int(late + after[-1] - after[at[-1]]), breaks.tolist()
+    return int(late + before[at[-1]] - after[-1]), int(early + before[at[0]]), breaks.tolist()
 
-# %% ../../nbs/data/delimited.ipynb #04dea194
+# %% ../../nbs/data/delimited.ipynb #57f6cf99
 def _amount_of(hit: re.Match | None, decimal: str, currency: str) -> int | None:
     """The amount in a line that holds a fact, in minor units."""
     text = hit.groupdict().get("amount") if hit else None
@@ -1077,12 +1082,12 @@ def _statement(rows: pl.DataFrame, account: str, currency: str, facts: dict[str,
     """One account's good rows as a statement like `base`, and the lines where its running balance does not follow."""
     forms = _several(mapping.facts.get("date")) or [f for f in _several(mapping.date) if "%H" not in f] or ["%Y-%m-%d"]
     decimal = mapping.decimal or "."
-    with_balance = rows.filter(pl.col("balance_minor").is_not_null())
-    opening, closing, breaks = _running(with_balance["amount_minor"].to_numpy(), with_balance["balance_minor"].to_numpy())
-    lines = [int(with_balance["row"][i]) for i in breaks]
+    known = rows["balance_minor"].is_not_null().to_numpy()
+    opening, closing, breaks = _running(rows["amount_minor"].to_numpy(), rows["balance_minor"].fill_null(0).to_numpy(), known)
+    lines = [int(rows["row"][i]) for i in breaks]
     opens = _day_of(facts.get("opening"), "day", forms) or _day_of(facts.get("period"), "from", forms)
     closes = _day_of(facts.get("closing"), "day", forms) or _day_of(facts.get("period"), "to", forms)
-    if len(with_balance) < len(rows) or opening is None:
+    if opening is None:
         opening, closing = (_amount_of(facts.get(n), decimal, currency) for n in ("opening", "closing"))
     else:
         opens, closes = None, None
