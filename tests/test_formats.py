@@ -326,7 +326,7 @@ ABNANL2A
 5314606715                       BETREFT FACTUUR
 :62F:C250301EUR79,2
 -
-""", [("2025-03-01", -900, None, "BEA NR:XXX1234 01.03.25/12.54 BAKKER BART 2500 UTRECHT,PAS001", None),
+""", [("2025-03-01", -900, "BAKKER BART 2500 UTRECHT", "BEA NR:XXX1234 01.03.25/12.54 BAKKER BART 2500 UTRECHT,PAS001", None),
       ("2025-03-01", -1180, None, "GIRO 428428 KPN - DIGITENNE BETALINGSKENM. 000000042188659 5314606715 BETREFT FACTUUR", None)], 10000, 7920),
     "postfinance": (""":20:2025030108285927
 :25:123456789
@@ -664,3 +664,30 @@ def spelled(variant, e, what):
               "mt940": ("D"[e.amount > 0 :] + "C"[e.amount < 0 :] + "R", plain.replace(".", ",")), "plaid": ('"amount": ', f"{-e.amount / 100}"),
               "qif": ("\nT", files.decimal(e.amount, ".", ","))}
     return next(v for kind, v in (day if what == "day" else amount).items() if variant.startswith(kind))
+
+
+def test_mt940_currency_behind_the_account_is_no_part_of_it():
+    raw = ":20:P\n:25:{}\n:60F:C140219EUR662,23\n:61:1402200220C1,56NTRFNONREF\n:86:X\n:62F:C140220EUR663,79\n-\n"
+    for written, account in (("NL69INGB0123456789EUR", "NL69INGB0123456789"), ("50070010/123456789EUR", "50070010/123456789"), ("NL69INGB0123456789", "NL69INGB0123456789")):
+        assert [s.account for s in read_mt940(raw.format(written).encode(), "a.sta")] == [account]
+    assert read_mt940(raw.replace("EUR", "MUR").format("MU17BOMM0101101030300200000MUR").encode(), "a.sta")[0].account == "MU17BOMM0101101030300200000MUR"
+
+
+@pytest.mark.parametrize(("about", "payee"), [
+    ("BEA   NR:CT123456  03.01.14/12.54 ALBERT HEIJN 1512 UTRECHT,PAS123", "ALBERT HEIJN 1512 UTRECHT"),
+    ("SEPA OVERBOEKING                 IBAN: NL46ABNA0499998748\nBIC: ABNANL2A                    NAAM: BASISONDERWIJS STG\nOMSCHRIJVING: SALARIS JAN", "BASISONDERWIJS STG"),
+    ("52.89.39.882                    MYCOM DEN HAAG", None),
+])
+def test_mt940_names_in_dutch_texts(about, payee):
+    raw = f":20:ABN AMRO BANK NV\n:25:500950253\n:60F:C140101EUR100,00\n:61:1401030103D3,75N426NONREF\n:86:{about}\n:62F:C140103EUR96,25\n-\n"
+    assert read_mt940(raw.encode(), "a.sta")[0].rows["payee"].to_list() == [payee]
+
+
+@pytest.mark.parametrize(("written", "minor"), [("-1.234,56", -123456), ("+1 234,56", 123456), ("1,234.56", 123456), ("+00000000000000.2400", 24), ("-0,05", -5), ("1,234", None), ("12.34,56", None), ("1 2", None)])
+def test_ofx_amounts_as_banks_write_them(written, minor):
+    raw = (f"<OFX><STMTRS><CURDEF>EUR<BANKACCTFROM><ACCTID>1</BANKACCTFROM><BANKTRANLIST><STMTTRN><DTPOSTED>20240115<TRNAMT>{written}<FITID>1</STMTTRN></BANKTRANLIST>"
+           f"<LEDGERBAL><BALAMT>{written}<DTASOF>20240115</LEDGERBAL></STMTRS></OFX>")
+    (statement,) = read_ofx(raw.encode(), "a.ofx")
+    assert statement.rows["amount_minor"].to_list() == [minor] * (minor is not None)
+    assert statement.closing_minor == minor
+    assert ("unreadable balance" in {f.rule for f in statement.findings}) is (minor is None)

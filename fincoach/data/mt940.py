@@ -43,7 +43,7 @@ def _booked(year: str, month: str, day: str, entry: str | None) -> date | None:
     days = [d for y in (-1, 0, 1) if (d := day_of(around.year + y, entry[:2], entry[2:]))]
     return min(days, key=lambda d: abs((d - around).days), default=None)
 
-# %% ../../nbs/data/mt940.ipynb #62d3a920
+# %% ../../nbs/data/mt940.ipynb #7b55fd90
 def _glue(pieces: list[str], width: int, first: int | None = None, mark: str = "\0") -> str:
     """Pieces of a text that was cut at `width` (the first at `first`): after a shorter one comes a blank, unless `mark` follows."""
     text = ""
@@ -53,6 +53,8 @@ def _glue(pieces: list[str], width: int, first: int | None = None, mark: str = "
     return text
 
 
+_DUTCH = (re.compile(r"^[BG]EA\s+NR:\S+\s+[\d.]+/[\d.]+\s+([^,]*[^,\s])\s*,PAS\d", re.ASCII),
+          re.compile(r"^SEPA .*?\bNAAM:\s*(\S.*?)(?=\s{2}|\s+[A-Z]{3,}:|$)", re.DOTALL))  # a card payment and a transfer without slashes
 _WORDS = re.compile(r"(EREF|KREF|MREF|CRED|DEBT|SVWZ|ABWA|ABWE|PURP|COAM|OAMT|SQTP|DDAT|BREF|RREF)\+")
 _SLASHED = re.compile(r"/(EREF|PREF|MARF|RTRN|ORDP|BENM|ULTC|ULTD|CNTP|NAME|REMI|IBAN|BIC|TRTP|CSID|TRCD|ADDR|ISDT|PURP|SVCL|ID|KREF|CREF)/")
 
@@ -70,7 +72,7 @@ def _numbered(lines: list[str], mark: str, first: int) -> tuple[str | None, str 
     name = _glue([fields[n] for n in ("32", "33") if fields.get(n)], 27)
     return name, said.get("SVWZ") or purpose.strip() or fields.get("00")
 
-# %% ../../nbs/data/mt940.ipynb #b16e7366
+# %% ../../nbs/data/mt940.ipynb #9ed70693
 def _about(lines: list[str], first: int = 61) -> tuple[str | None, str | None]:
     """The other side's name and the purpose that the lines of a `:86:`, the first cut at `first`, tell; None where they do not."""
     begin = re.match(r"\d{3}([^\w\s/])\d\d", lines[0]) if lines else None
@@ -79,7 +81,7 @@ def _about(lines: list[str], first: int = 61) -> tuple[str | None, str | None]:
     text = _glue(lines, 65, first)
     keys = _SLASHED.split(text)
     if len(keys) < 3:
-        return None, text
+        return next((found[1] for form in _DUTCH if (found := form.search(text))), None), text
     said: dict[str, str] = {}
     for key, value in zip(keys[1::2], keys[2::2], strict=True):
         said.setdefault(key, value.strip("/ "))
@@ -110,7 +112,7 @@ def _entry(tally: Tally, row: int, lines: list[str], about: list[str], first: in
     tally.book(row, _booked(year, month, day, entry), amount.replace(",", "."), flip=mark in ("D", "RC"), payee=payee, shown=shown,
                text=tidy(text) or tidy(" ".join(lines[1:])), bank_id=None if reference.upper() in ("", "NONREF") else reference)
 
-# %% ../../nbs/data/mt940.ipynb #5a104ea1
+# %% ../../nbs/data/mt940.ipynb #a8ffa08b
 def _message(fields: list[tuple[str, list[str]]], name: str, row: int, first: int) -> tuple[Tally, int]:
     """The tally of one message, whose entries are numbered from `row`, and the number of the next; `first` as above."""
     tally = Tally(name, "mt940")
@@ -120,6 +122,9 @@ def _message(fields: list[tuple[str, list[str]]], name: str, row: int, first: in
             known = next((b[2] for b in balances.values() if b), "")  # a closing balance without a currency has that of the opening one
             balances.setdefault(tag, _balance(lines, known))
     tally.account = next((" ".join(lines).strip() for tag, lines in fields if tag in ("25", "25P")), "")
+    money = next((b[2] for b in balances.values() if b), None)
+    if money and re.search(rf"\d{money}$", tally.account) and not re.match(r"(MU|SC)\d\d", tally.account):
+        tally.account = tally.account.removesuffix(money)  # some banks add it; it is part of the number only in Mauritius and the Seychelles
     opened, closed = (balances.get(f"{n}F") or balances.get(f"{n}M") for n in ("60", "62"))
     if known := opened or closed:
         tally.currency = known[2]

@@ -95,7 +95,18 @@ def _blocks(tags: Iterator[tuple[str, str]], about: dict[str, str]) -> Iterator[
     if block:
         yield block
 
-# %% ../../nbs/data/ofx.ipynb #c516a34f
+# %% ../../nbs/data/ofx.ipynb #2e4efb9c
+def _plain(amount: str) -> str:
+    """An amount with a decimal point, without groups and leading zeros; as it is where its groups are not of three."""
+    amount = re.sub(r"(?<=\d)\s(?=\d{3}(\D|$))", "", amount)
+    amount = re.sub(r"^([-+]?)0+(?=\d)", r"\1", amount)  # brokers pad with many zeros
+    point = "," if amount.rfind(",") > amount.rfind(".") else "."
+    group = "." if point == "," else ","
+    if re.fullmatch(rf"[-+]?\d{{1,3}}([{group}]\d{{3}})+[{point}]\d+", amount, re.ASCII):
+        amount = amount.replace(group, "")
+    return amount if "." in amount else amount.replace(",", ".")
+
+
 def _entry(tally: Tally, row: int, entry: dict[str, str]) -> None:
     """One `STMTTRN` into the tally."""
     shown = "; ".join(f"{k} {v}" for k, v in entry.items() if v and k)
@@ -105,7 +116,7 @@ def _entry(tally: Tally, row: int, entry: dict[str, str]) -> None:
         return tally.set_aside(row, "status", "pending", shown)
     amount = entry.get("TRNAMT", "")
     names = [entry.get(k) for k in ("NAME", "PAYEE.NAME", "EXTDPAYEE.NAME") if entry.get(k)]
-    tally.book(row, iso_day(entry.get("DTPOSTED")), amount if "." in amount else amount.replace(",", "."), entry.get("CURRENCY.CURSYM"),
+    tally.book(row, iso_day(entry.get("DTPOSTED")), _plain(amount), entry.get("CURRENCY.CURSYM"),
                payee=names[0] if names else None, text=entry.get("MEMO"), bank_id=entry.get("FITID"), shown=shown)
 
 # %% ../../nbs/data/ofx.ipynb #80489bc7
@@ -127,7 +138,7 @@ def _correct(tally: Tally, entries: list[dict[str, str]]) -> None:
     if outside := sorted(set(gone) - known):
         tally.note("warning", "bank_id", "corrects another file", "These entries, in files of earlier periods, were corrected by the bank.", outside)
 
-# %% ../../nbs/data/ofx.ipynb #8fa5ee46
+# %% ../../nbs/data/ofx.ipynb #1859b6f7
 def _account(block: _Block, name: str, form: str, first: int = 1) -> Tally:
     """The tally of one block, whose entries are numbered from `first`."""
     values = block.values
@@ -139,12 +150,14 @@ def _account(block: _Block, name: str, form: str, first: int = 1) -> Tally:
     tally.opens = iso_day(values.get("DTSTART")) or opening_day(None, tally.records)
     last = max((r["day"] for r in tally.records), default=None)
     until = max((d for d in (iso_day(values.get("DTEND")), last) if d), default=None)
-    closing, as_of = exact_minor(values.get("LEDGERBAL.BALAMT", "").replace(",", "."), tally.currency), iso_day(values.get("LEDGERBAL.DTASOF"))
+    closing, as_of = exact_minor(_plain(values.get("LEDGERBAL.BALAMT", "")), tally.currency), iso_day(values.get("LEDGERBAL.DTASOF"))
     if closing is not None and as_of and (until is None or as_of <= until) and (last is None or as_of >= last):
         tally.closing, tally.closes = closing, as_of
     else:
         tally.closes = until
-        if "LEDGERBAL.BALAMT" in values:
+        if closing is None and "LEDGERBAL.BALAMT" in values:
+            tally.note("warning", "balance", "unreadable balance", "It is no amount, so it is not used.", (values["LEDGERBAL.BALAMT"],))
+        elif "LEDGERBAL.BALAMT" in values:
             tally.note("note", "balance", "balance of another day", "It is not that of the last day of the entries, so it is not used.",
                        (f"{values['LEDGERBAL.BALAMT']} on {as_of}, entries until {until}",))
     if block.securities:
