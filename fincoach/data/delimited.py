@@ -1157,7 +1157,7 @@ def _read(name: str, kind: str, layout: _Layout, raw: pl.DataFrame, counts: dict
     found = _row_findings(rows, name) + _told(rows, layout, mapping, counts | {"others": len(others), "lost": lost}, name, breaks)
     return [replace(made[0], findings=tuple(found), rejects=rejects), *made[1:]], mapping
 
-# %% ../../nbs/data/delimited.ipynb #62b121e7
+# %% ../../nbs/data/delimited.ipynb #5f347040
 def _told(rows: pl.DataFrame, layout: _Layout, mapping: CsvMapping, counts: dict[str, int], file: str, breaks: list[int]) -> list[Finding]:
     """Findings about a statement's file: what was assumed, and what looks odd in the rows that were kept."""
     good = rows.filter(pl.col("rule").is_null())
@@ -1173,10 +1173,10 @@ def _told(rows: pl.DataFrame, layout: _Layout, mapping: CsvMapping, counts: dict
         ("warning", "", "row of several lines", counts["several lines"], (),
          "Line breaks inside quotes; if the file has none, a quote is misplaced and rows were joined."),
         ("note", "", "columns recognised", len(columns) if layout.guessed else 0, columns + settled,
-         "No preset knows this file: taken by their names. Save the mapping, and change it where it is wrong."),
+         "No preset knows this file: taken by their names. `fincoach coach FILE --save-mapping MAPPING` writes that down, to be changed where it is wrong."),
         ("note", "", "encoding", int(mapping.encoding == "cp1252" and counts.get("guessed encoding", 0)), ("cp1252",),
          "It is no UTF-8, so it was taken as Windows text. State  encoding  in the mapping if letters look wrong."),
-        ("warning", "amount", "mostly money in", incoming if layout.guessed and "amount" in mapping.columns and len(good) >= 10 and incoming > 0.8 * len(good) else 0, (),
+        ("warning", "amount", "mostly money in", incoming if layout.guessed and "amount" in mapping.columns and len(good) >= 3 and incoming > 0.8 * len(good) else 0, (),
          'Like this in a credit card\'s file, where purchases are positive. If it is one, state  sign = "positive is out"  in the mapping.'),
         ("warning", "text", "garbled letters", len(odd), tuple(f"line {r}" for r in odd["row"].head(5)),
          "Ã¼ for ü, and the like: the file was garbled before it came here. Export it again."),
