@@ -140,6 +140,14 @@ Buchungstag;Wert;Umsatzart;Begünstigter / Auftraggeber;Verwendungszweck;IBAN / 
 "NL44RABO0123456789","EUR","RABONL2U","000000000000001235","2024-02-01","2024-02-01","+2500,00","+3455,00","NL03RABO0123456789","Werkgever","","","RABONL2U","cb","","","","","","Salaris"," ","","","","",""
 '''.encode("cp1252"), [(D(2024, 1, 31), -4500, "EUR", "KPN B.V."), (D(2024, 2, 1), 250000, "EUR", "Werkgever")],
         {"accounts": ["NL44RABO0123456789"], "opening": 100000, "closing": 345500}),
+    "amex": ('''Date,Description,Card Member,Account #,Amount,Extended Details,Reference,Category
+01/25/2026,WHOLEFDS 10234,A SAMPLE,-61009,45.10,"",'320260250001',Merchandise & Supplies-Groceries
+01/20/2026,AUTOPAY PAYMENT - THANK YOU,A SAMPLE,-61009,-200.00,"",'320260200002',
+''', [(D(2026, 1, 25), -4510, "XXX", "WHOLEFDS 10234"), (D(2026, 1, 20), 20000, "XXX", "AUTOPAY PAYMENT - THANK YOU")], {"accounts": ["-61009"], "warnings": ["unknown currency"]}),
+    "bunq": ('''"Datum","Bedrag","Rekening","Tegenrekening","Naam","Omschrijving"
+"2018-03-01","-2,56","NL47BUNQ2025181418","NL89BUNQ2025105584","bunq","invoice 410408"
+"2018-03-09","750,00","NL47BUNQ2025181418","NL77RABO0311467415","W. Jansen","Naar bunq"
+''', [(D(2018, 3, 1), -256, "EUR", "bunq"), (D(2018, 3, 9), 75000, "EUR", "W. Jansen")], {"accounts": ["NL47BUNQ2025181418"]}),
     "chase": ('''Details,Posting Date,Description,Amount,Type,Balance,Check or Slip #
 CREDIT,09/15/2026,"EXAMPLE PAYROLL",1000.00,ACH_CREDIT,1324.17,,
 DEBIT,09/07/2026,"ATM WITHDRAWAL                       009775  09/07233 3RD A",-100.00,ATM,324.17,,
