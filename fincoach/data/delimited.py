@@ -468,7 +468,7 @@ def _minor(text: pl.Expr, decimal: str, digits: int) -> pl.Expr:
     size = (value + 5) // 10
     return pl.when(fits).then(pl.when(text.str.starts_with("-")).then(-size).otherwise(size))
 
-# %% ../../nbs/data/delimited.ipynb #a9020bc7
+# %% ../../nbs/data/delimited.ipynb #7f53f0da
 _SETTLE_DECIMAL = 'state the decimal mark in the mapping, e.g.  [format] decimal = ","'
 _SETTLE_SIGN = 'state in the mapping whether that is spending, e.g.  [format] sign = "positive is out"  (or "by category")'
 _LIMIT = 10**9  # major units: more is a mistake in a household's file
@@ -498,6 +498,8 @@ def _amounts(rows: pl.DataFrame, decimal: str | None, exact: bool = False) -> pl
     More decimals than the currency has are rounded, or if `exact` marked.
     """
     names = [n for n in ("amount", "debit", "credit", "fee") if n in rows.columns]
+    if set(names) <= {"fee"}:
+        raise SourceError("no column holds the amount: was the file cut off? Else name the column in the mapping")
     decimal = decimal or _decimal(rows, names)
     nothing = pl.all_horizontal(pl.col(n) == "" for n in names if n != "fee")
     rows = _mark(rows, nothing, names[0], "missing")
