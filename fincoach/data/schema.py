@@ -8,7 +8,7 @@ __all__ = ['BEHAVIORAL', 'LEARNING', 'STEPS', 'ACTIONS', 'TOPICS', 'MODELS', 'LI
            'create_continuous_learning_tables', 'restore', 'meanings', 'Link', 'layers', 'Box', 'place', 'kind_of',
            'one_at_most', 'diagram', 'schema_page']
 
-# %% ../../nbs/data/schema.ipynb #82e6ff24
+# %% ../../nbs/data/schema.ipynb #dfe5897c
 import hashlib
 import inspect
 import json
@@ -40,6 +40,7 @@ from fincoach.data.database import (
     upgrade,
     writing,
 )
+from .export import _file_hash, _sync
 from .tables import TABLES, Base, Moment
 from ..show import Card, Html, badge, callout, html, join, page, prose, table
 
@@ -268,22 +269,7 @@ def _no_strangers(engine: sa.Engine, step: Step) -> None:
         raise DatabaseError(f"the database has {', '.join(there)} already, which FinCoach did not make: nothing was changed. "
                             f"Rename {'it' if len(there) == 1 else 'them'} (ALTER TABLE {there[0]} RENAME TO {there[0]}_old), then run {step.name} again")
 
-# %% ../../nbs/data/schema.ipynb #db404437
-def _file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Makes sure that a file or a folder's list of names is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
+# %% ../../nbs/data/schema.ipynb #84876484
 def _write_rows(connection: sa.Connection, name: str, path: Path) -> int:
     """Writes the rows of a table to a Parquet file, a piece at a time, in order of their ids; how many."""
     found = connection.execute(sa.select(TABLES[name]).order_by(TABLES[name].c.id), execution_options={"yield_per": 20_000})
