@@ -436,14 +436,14 @@ def test_on_the_population_the_log_tells_the_truth():
     rows = history.filter(pl.col("decided_at") < history["decided_at"].max() - pl.duration(days=20))
     actions = rows["action"].replace_strict({a: i for i, a in enumerate(ACTIONS)}).to_numpy()
     log = Log(actions, rows["id"].is_in(yes.to_list()).cast(pl.Float64).to_numpy(), rows["propensity"].to_numpy(), len(ACTIONS), units=rows["user_id"].to_numpy())
-    policy = np.tile(np.r_[0.0, np.full(8, 0.125)], (len(log), 1))
+    policy = np.tile((np.arange(len(ACTIONS)) > 0) / (len(ACTIONS) - 1), (len(log), 1))
     odds = made.truth["responses"].filter(pl.col("phase") == 0).pivot(on="action", index="user_id", values="probability")
     truth = (policy * rows.select("user_id").join(odds, on="user_id", how="left", maintain_order="left").select(ACTIONS).to_numpy()).sum(1).mean()
     told = evaluate_policy(log, policy)
     assert told.value.low < truth < told.value.high
     assert told.support.units > 200
     assert abs(told.support.mean_weight - 1) < 0.1
-    save = evaluate_policy(log, np.tile(np.eye(9)[1], (len(log), 1)))
+    save = evaluate_policy(log, np.tile(np.eye(len(ACTIONS))[1], (len(log), 1)))
     assert save.support.effective < told.support.effective
 
 

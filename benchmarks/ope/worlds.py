@@ -55,7 +55,7 @@ ADVICE = {"Conservative Savers": "save_more", "Impulse Buyers": "reduce_spending
 
 
 def advice(segment):
-    """The evaluated policy (n, 9) for segment numbers (n,)."""
+    """The evaluated policy (n, 12) for segment numbers (n,)."""
     wanted = np.array([ACTIONS.index(ADVICE[s]) for s in SEGMENTS])
     return 0.4 / len(ACTIONS) + 0.6 * np.eye(len(ACTIONS))[wanted[segment]]
 

@@ -682,42 +682,48 @@ def _simulate(low, high, seed, people, streams, stream_at, goals, goal_at, calen
             _day(rng, rows, state, now, mine, due, own, goal_at[user], calendar, day)
     return True
 
-# %% ../../nbs/data/population.ipynb #e7358cda
+# %% ../../nbs/data/population.ipynb #f61859ec
 ACTIONS = ("do_nothing", "save_more", "reduce_spending", "set_goal", "adjust_budget", "build_emergency_fund", "pay_debt",
-           "review_subscriptions", "celebrate")
+           "review_subscriptions", "celebrate", "automate_saving", "pause_purchases", "catch_up_goal")
 STATE = ("balance_weeks", "spending_pace", "days_since_income", "has_goal", "owes")
 FLOOR = 0.03
 
 
 def logging_policy(state: np.ndarray) -> np.ndarray:
-    """The probabilities of `ACTIONS` (n, 9) in states (n, 5) with the columns of `STATE`. Rows sum to one; none is under `FLOOR`.
+    """The probabilities of `ACTIONS` (n, 12) in states (n, 5) with the columns of `STATE`. Rows sum to one; none is under `FLOOR`.
 
-    Shortage of money speaks for spending less and for a budget, plenty for saving, a loan for paying it off, a goal for praise.
+    Shortage of money speaks for spending less and for a budget, plenty for saving, a loan for paying it off, a goal for praise
+    or for catching up, fresh income for putting a part of it aside by itself, a fast week for a pause.
     """
     weeks, pace, since, goal, owes = np.asarray(state, float).T
     low, rich = weeks < 1.5, np.clip(weeks / 8, 0, 1.5)
     scores = np.stack([np.full(len(weeks), 0.8), 0.9 * rich, 1.2 * low + 0.8 * (pace > 1.3), 0.9 * (goal == 0), 0.5 * low + 0.5 * (pace > 1.0),
-                       0.6 * (weeks < 6) + 0.3 * (since < 7), 1.0 * owes - 0.3, np.full(len(weeks), 0.2), 0.9 * goal - 0.2], axis=1)
+                       0.6 * (weeks < 6) + 0.3 * (since < 7), 1.0 * owes - 0.3, np.full(len(weeks), 0.2), 0.9 * goal - 0.2,
+                       0.4 * rich + 0.5 * (since < 7), 0.9 * (pace > 1.5), 0.7 * goal - 0.1], axis=1)
     weight = np.exp(scores)
     return FLOOR + (1 - FLOOR * len(ACTIONS)) * weight / weight.sum(axis=1, keepdims=True)
 
-# %% ../../nbs/data/population.ipynb #4608ac6a
+# %% ../../nbs/data/population.ipynb #272b754f
 _RESPONSE = {  # intercept, and the weight of each standardised trait
     "save_more": (-1.2, {"thrift": 0.9, "drive": 0.5}), "reduce_spending": (-1.5, {"impulse": 0.6, "unevenness": -0.5, "thrift": 0.3}),
     "set_goal": (-1.3, {"drive": 1.0}), "adjust_budget": (-1.4, {"unevenness": -0.9, "discretionary": -0.4}),
     "build_emergency_fund": (-1.3, {"thrift": 0.5, "impulse": -0.4}), "pay_debt": (-1.8, {"debt": 0.9}),
     "review_subscriptions": (-1.4, {"discretionary": 0.5, "evening": 0.3}), "celebrate": (-0.9, {"drive": 0.4, "goals": 0.4}),
+    "automate_saving": (-1.4, {"payday": 0.7, "thrift": 0.4}), "pause_purchases": (-1.6, {"impulse": 0.8, "payday": 0.3}),
+    "catch_up_goal": (-1.7, {"goals": 0.8, "drive": 0.5}),
 }
+_LATER = ACTIONS[9:]  # their leanings come from a generator of their own: all else stays as it was before these three
 
 
 def _responses(rng: np.random.Generator, traits: dict[str, np.ndarray]) -> np.ndarray:
-    """The true probability (people, 9) that each person answers each action with yes; doing nothing has no answer (0)."""
+    """The true probability (people, 12) that each person answers each action with yes; doing nothing has no answer (0)."""
     n = len(traits["income"])
     scale = {t.name: (_to_scale(t.scale, t.centres).mean(), np.hypot(_to_scale(t.scale, t.centres).std(), t.spread), t.scale) for t in TRAITS}
     z = {k: (_to_scale(s, traits[k]) - mean) / sd for k, (mean, sd, s) in scale.items()}
-    out = np.zeros((n, len(ACTIONS)))
+    out, other = np.zeros((n, len(ACTIONS))), rng.spawn(1)[0]
     for action, (intercept, weights) in _RESPONSE.items():
-        logit = intercept + sum(w * z[k] for k, w in weights.items()) + rng.normal(0, 0.5, n)
+        leaning = (other if action in _LATER else rng).normal(0, 0.5, n)
+        logit = intercept + sum(w * z[k] for k, w in weights.items()) + leaning
         out[:, ACTIONS.index(action)] = 1 / (1 + np.exp(-logit))
     return np.clip(out, 0.01, 0.95) * (np.arange(len(ACTIONS)) > 0)
 
