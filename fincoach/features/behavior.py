@@ -670,12 +670,16 @@ def extract(ledgers: Ledgers, as_of, threads: int | None = None) -> np.ndarray:
 
 # %% ../../nbs/features/behavior.ipynb #c7f319e6
 def features_of(person: Person, as_of) -> np.ndarray:
-    """The 28 numbers of one person at the end of a local day (a date, ISO text or day number): float64, `NaN` where unknown."""
-    day = as_of if isinstance(as_of, (int, np.integer)) else day_number(as_of)
-    p, out = person, np.empty((1, 1, len(FEATURES)))
-    _block(0, 1, np.array([day], np.int64), _pair(p.day), p.day, p.minute, p.category, p.kind, p.amount, p.categories,
+    """The 28 numbers of one person at the end of a local day (a date, ISO text or day number): float64, `NaN` where unknown.
+
+    Of an array of day numbers comes (days, 28).
+    """
+    several = isinstance(as_of, np.ndarray)
+    days = as_of if several else [as_of if isinstance(as_of, (int, np.integer)) else day_number(as_of)]
+    p, out = person, np.empty((1, len(days), len(FEATURES)))
+    _block(0, 1, np.array(days, np.int64), _pair(p.day), p.day, p.minute, p.category, p.kind, p.amount, p.categories,
            np.array([p.opening]), np.array([p.unit]), _pair(p.goals), p.goals, _pair(p.puts), p.puts, out)
-    return out[0, 0]
+    return out[0] if several else out[0, 0]
 
 
 def _pair(rows: np.ndarray) -> np.ndarray:
