@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'ParameterError', 'RetrainError', 'Busy', 'locked', 'Prepared', 'prepare', 'newest_day', 'notebook_path',
            'notebook_parameters', 'check_parameters', 'run_notebook', 'RetrainResult', 'retrain']
 
-# %% ../../nbs/learn/retrain.ipynb #1e4cf618
+# %% ../../nbs/learn/retrain.ipynb #bb6ff66a
 import hashlib
 import json
 import math
@@ -35,8 +35,9 @@ from ..data.export import DataExporter, Snapshot
 from ..data.source import Source
 from ..data.sources import read_source
 from ..data.validate import Finding
+from ..evaluate.lineage import code_hash, version_name
 from ..evaluate.publish import publish_notebook
-from ..segments.training import Recipe, code_hash, train_segmentation, version_name
+from ..segments.training import Recipe, train_segmentation
 from ..serving.artifacts import ArtifactError, champion, history, open_version, promote, sweep
 from ..serving.inference import ParametersError, SegmentationParameters
 from ..settings import PACKAGE, Settings, load_settings
@@ -106,7 +107,7 @@ class Prepared:
         """What was found when the source was read."""
         return read_findings(self.findings_file)
 
-# %% ../../nbs/learn/retrain.ipynb #194569c6
+# %% ../../nbs/learn/retrain.ipynb #37b6def9
 def _digest(file: Path) -> str:
     """SHA-256 of a file or of a folder's files, or a text that says it is not there."""
     if file.is_dir():
