@@ -18,6 +18,7 @@ SERVE = [
     "SQLAlchemy>=2.1,<3",
     "alembic>=1.20,<2",
     "adbc-driver-sqlite>=1.13,<2",
+    "onnxruntime>=1.31,<2",
     "tqdm>=4.70,<5",
     "tzdata>=2026.1",
 ]
@@ -29,6 +30,7 @@ LAB = [
     "scipy>=1.17,<2",
     "statsmodels>=0.15,<1",
     "torch>=2.13,<3",
+    "onnx>=1.23,<2",
     "joblib>=1.6,<2",
     "matplotlib>=3.11,<4",
     "seaborn>=0.13,<1",

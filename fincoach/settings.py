@@ -17,7 +17,7 @@ import fincoach
 class SettingsError(ValueError):
     """A setting is unknown, missing or of the wrong type; the message says which, where, and what it must be."""
 
-# %% ../nbs/settings.ipynb #c1ed2967
+# %% ../nbs/settings.ipynb #a6723fa0
 @dataclass(frozen=True)
 class Settings:
     """FinCoach's settings. Paths are absolute, counts are whole numbers, days are calendar days."""
@@ -37,6 +37,16 @@ class Settings:
     segments: int
     min_stability: float
     min_recovery: float
+    messages_per_week: int  # at most so many messages to a person in seven days
+    quiet_from: int  # hour on the person's own clock at which silence begins
+    quiet_until: int  # ... and ends
+    explore: float  # share of decisions in which an action is drawn by chance; never for people in stress
+    bandit: str  # epsilon_greedy, ucb or thompson: how a strategy is chosen
+    weight_money: float  # what each part of the reward weighs
+    weight_goal: float
+    weight_engagement: float
+    weight_burden: float  # taken off
+    min_decisions: int  # with fewer logged decisions whose outcome is known no policy is learned
     cron: str  # when to retrain, in cron's five fields
 
 # %% ../nbs/settings.ipynb #acd0be5d
