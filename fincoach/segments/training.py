@@ -749,7 +749,7 @@ def files_of(e: Evidence, report: ValidationReport) -> dict[str, bytes]:
         "validation_reports/segmentation.json": _json(report.to_dict()),
     }
 
-# %% ../../nbs/segments/training.ipynb #a55f7128
+# %% ../../nbs/segments/training.ipynb #92063688
 def _configuration(e: Evidence) -> dict:
     """What was chosen: the recipe, the features in use and the documented patterns."""
     patterns = {name: [t._asdict() for t in traits] for name, traits in PROTOTYPES.items()}
@@ -761,7 +761,9 @@ def manifest_of(e: Evidence, verdict: Verdict) -> dict:
     segments = [{"segment_id": n.segment_id, "name": n.name, "people": e.sizes[c], "share": e.sizes[c] / sum(e.sizes), "sentence": e.sentences[c]}
                 for c, n in enumerate(e.model.naming)]
     metrics = {g.name: g.value for g in verdict.gates}
+    wide = max(len(s["name"]) for s in segments)
     return plain({
+        "learned": [f"{s['share']:>4.0%}  {s['name']:<{wide}}  {s['sentence']}" for s in segments],
         "as_of": e.recipe.as_of, "seed": e.recipe.seed, "parameters": e.recipe.to_dict(), "snapshot": e.snapshot_hash,
         "package": fincoach.__version__, "code": code_hash(Recipe.MADE_BY), "parent": e.parent,
         "people": len(e.assignments), "metrics": metrics, "segments": segments,
