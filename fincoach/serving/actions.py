@@ -23,56 +23,67 @@ from ..data.tables import CATEGORIES, DEBT, DISCRETIONARY, ESSENTIAL, FEE, SEGME
 from ..features.behavior import FEATURES, NAMES
 from ..features.ledger import Person
 
-# %% ../../nbs/serving/actions.ipynb #32379552
+# %% ../../nbs/serving/actions.ipynb #02d3aa2b
 class Quantity(NamedTuple):
-    """A number made from the 28: its name, how it is written ('money', 'share', 'weeks', 'times', 'days'), what it means, and how it is made."""
+    """`base` x (`plus` terms - `minus` terms), not below 0 if `floored`. `kind` says how it is written: money or share."""
 
     name: str
     kind: str
     words: str
-    made: object  # a function of a dict: feature name -> array
+    base: str
+    plus: str
+    minus: tuple[str, ...] = ()
+    floored: bool = False
 
-
-def _exact(g, name, high):
-    """The feature, NaN where it stands at its end `high`: it was clipped there, so the number is not known."""
-    return np.where(g[name] >= high, np.nan, g[name])
+    def __str__(self):
+        share = " - ".join((self.plus, *self.minus))
+        return f"{self.base} x {f'({share})' if self.minus else share}" + (", at least 0" if self.floored else "")
 
 
 QUANTITIES = (
-    Quantity("left_weekly", "money", "left of income after spending, a week", lambda g: g["income_weekly"] * g["savings_rate"]),
-    Quantity("put_weekly", "money", "set aside, a week", lambda g: g["income_weekly"] * g["saved_share"]),
-    Quantity("idle_weekly", "money", "neither spent nor set aside, a week",
-             lambda g: g["income_weekly"] * (g["savings_rate"] - np.maximum(g["saved_share"], 0))),
-    Quantity("free_weekly", "money", "spent on things of free choice, a week",
-             lambda g: g["spending_weekly"] * np.maximum(1 - g["essential_share"] - g["debt_share"], 0)),
-    Quantity("free_share", "share", "share of spending on things of free choice", lambda g: np.maximum(1 - g["essential_share"] - g["debt_share"], 0)),
-    Quantity("debt_weekly", "money", "loan payments and bank fees, a week", lambda g: g["spending_weekly"] * g["debt_share"]),
-    Quantity("week_spent", "money", "spent in the last seven days", lambda g: g["spending_weekly"] * _exact(g, "spending_pace", 12)),
-    Quantity("quarter_spent", "money", "usual spending of three months", lambda g: g["spending_weekly"] * 13),
-    Quantity("reserve", "money", "cash and savings", lambda g: g["spending_weekly"] * g["reserve_weeks"]),
-    Quantity("goal_weekly", "money", "needed by the open goals, a week", lambda g: g["income_weekly"] * _exact(g, "goal_pressure", 5)),
-    Quantity("goal_gap_weekly", "money", "needed by the open goals beyond what is set aside, a week",
-             lambda g: g["income_weekly"] * (_exact(g, "goal_pressure", 5) - np.maximum(g["saved_share"], 0))),
+    Quantity("left_weekly", "money", "left of income after spending, a week", "income_weekly", "savings_rate"),
+    Quantity("put_weekly", "money", "set aside, a week", "income_weekly", "saved_share"),
+    Quantity("idle_weekly", "money", "neither spent nor set aside, a week", "income_weekly", "savings_rate", ("set_aside",)),
+    Quantity("free_weekly", "money", "spent on things of free choice, a week", "spending_weekly", "all", ("essential_share", "debt_share"), True),
+    Quantity("free_share", "share", "share of spending on things of free choice", "all", "all", ("essential_share", "debt_share"), True),
+    Quantity("debt_weekly", "money", "loan payments and bank fees, a week", "spending_weekly", "debt_share"),
+    Quantity("week_spent", "money", "spent in the last seven days", "spending_weekly", "spending_pace"),
+    Quantity("quarter_spent", "money", "usual spending of three months", "spending_weekly", "thirteen"),
+    Quantity("reserve", "money", "cash and savings", "spending_weekly", "reserve_weeks"),
+    Quantity("goal_weekly", "money", "needed by the open goals, a week", "income_weekly", "goal_pressure"),
+    Quantity("goal_gap_weekly", "money", "needed by the open goals beyond what is set aside, a week", "income_weekly", "goal_pressure", ("set_aside",)),
 )
 
-# %% ../../nbs/serving/actions.ipynb #60989c9d
+# %% ../../nbs/serving/actions.ipynb #8f1b2639
 KNOWN = (*NAMES, *(q.name for q in QUANTITIES))
 _AT = {name: j for j, name in enumerate(KNOWN)}
+_TERMS = {name: j for j, name in enumerate((*NAMES, "set_aside", "all", "thirteen", "none"))}
+_ENDS = np.array([{"spending_pace": 12.0, "goal_pressure": 5.0}.get(name, math.inf) for name in NAMES])
+_BASE, _PLUS = (np.array([_TERMS[getattr(q, part)] for q in QUANTITIES]) for part in ("base", "plus"))
+_MINUS = np.array([[_TERMS[n] for n in (*q.minus, "none", "none")[:2]] for q in QUANTITIES]).T
+_FLOOR = np.array([0.0 if q.floored else -math.inf for q in QUANTITIES])
 
 
 def known(values) -> np.ndarray:
     """The 28 numbers and the quantities (n, 28 + quantities) of `values` (n, 28); what is not finite is unknown (NaN).
 
-    A `ValueError` for another shape.
+    What `known` has made already comes back as it is, so that many questions about a person can share it. A `ValueError`
+    for another shape.
     """
     values = np.asarray(values, float)
+    if values.ndim == 2 and values.shape[1] == len(KNOWN):
+        return values
     if values.ndim != 2 or values.shape[1] != len(NAMES):
         raise ValueError(f"values have the shape {values.shape}: one row a person and {len(NAMES)} columns are needed, in the order of features.behavior.NAMES")
-    values = np.where(np.isfinite(values), values, np.nan)
-    given = dict(zip(NAMES, values.T, strict=True))
+    out, terms = np.empty((len(values), len(KNOWN))), np.zeros((len(values), len(_TERMS)))
+    terms[:, : len(NAMES)] = np.where(values < _ENDS, values, np.nan)
+    terms[:, len(NAMES)] = np.maximum(values[:, _TERMS["saved_share"]], 0)
+    terms[:, len(NAMES) + 1 : -1] = 1.0, 13.0
     with np.errstate(over="ignore", invalid="ignore"):
-        made = np.stack([q.made(given) for q in QUANTITIES], axis=1)
-    return np.concatenate([values, np.where(np.isfinite(made), made, np.nan)], axis=1)
+        share = terms[:, _PLUS] - terms[:, _MINUS[0]] - terms[:, _MINUS[1]]
+        out[:, : len(NAMES)], out[:, len(NAMES) :] = values, terms[:, _BASE] * np.maximum(share, _FLOOR)
+    out[~np.isfinite(out)] = np.nan
+    return out
 
 # %% ../../nbs/serving/actions.ipynb #312577b8
 class Condition(NamedTuple):
@@ -122,7 +133,7 @@ class _Rules:
         ok = np.where(self.unknown, np.isnan(x), x * self.direction >= self.bound)
         return ((~ok).astype(float) @ self.parts == 0).astype(float) @ self.of > 0
 
-# %% ../../nbs/serving/actions.ipynb #9dec533a
+# %% ../../nbs/serving/actions.ipynb #b8069e1c
 class Amount(NamedTuple):
     """`of` x weeks x (`fixed` + `share` x the strategy's scale), at most `within`: (known number, factor) pairs."""
 
@@ -141,13 +152,17 @@ class Amount(NamedTuple):
 WEEKS = {"week": 1, "month": 4, "once": 4}
 
 
-def round_down(minor: float) -> int:
-    """The largest round figure (one digit, or one and a half: 1, 1.5, 2, ...) not above an amount in minor units; 0 below 1."""
+def round_down(minor: float, digits: float = 1.5) -> int:
+    """The largest round figure not above an amount in minor units; 0 below 1, and where there is no number.
+
+    Of one and a half digits (1, 1.5, 2, ... 9.5) or of two.
+    """
     whole = int(minor) if math.isfinite(minor) and 1 <= minor < 2**53 else 0
-    step = max(10 ** (len(str(whole)) - 1) // 2, 1)
+    power = 10 ** (len(str(whole)) - 1)
+    step = max(power // 2 if digits == 1.5 else power // 10, 1)
     return whole // step * step
 
-# %% ../../nbs/serving/actions.ipynb #1c2c257b
+# %% ../../nbs/serving/actions.ipynb #c4132567
 def _amount(rule: Amount | None, facts: dict, scale: float, currency: str) -> int | None:
     """The amount of a rule in minor units; None when it cannot be known, is too small to name, or there is no rule."""
     if rule is None:
@@ -159,7 +174,7 @@ def _amount(rule: Amount | None, facts: dict, scale: float, currency: str) -> in
     least = 0.01 * facts.get("spending_weekly", math.nan) * weeks
     if math.isnan(wanted) or min(wanted, most) < (0 if math.isnan(least) else least):
         return None
-    return round_down(min(wanted, most) * 10 ** decimals(currency)) or None
+    return round_down(min(wanted, most) * 10 ** decimals(currency), 2 if rule.fixed else 1.5) or None
 
 # %% ../../nbs/serving/actions.ipynb #993c0807
 class ActionType(StrEnum):
@@ -213,10 +228,10 @@ class CoachingAction(NamedTuple):
         sized = [n for m in self.messages if m.amount for n in (m.amount.of, *(w for w, _ in m.amount.within))]
         return tuple(dict.fromkeys(n for n in (*said, *asked, *sized) if n in _AT))
 
-# %% ../../nbs/serving/actions.ipynb #000142d1
+# %% ../../nbs/serving/actions.ipynb #98ecdd97
 SAVERS, IMPULSE, GOALS, BUDGET, SPENDERS = SEGMENTS
 _ASIDE = (("idle_weekly", 1.0), ("reserve", 0.25))
-_FREE = ("dining", "shopping", "entertainment", "travel", "personal_care", "gifts")
+_FREE = ("dining", "shopping", "entertainment", "personal_care")
 
 _KEEPING = (
     CoachingAction("do_nothing", ActionType.DO_NOTHING, "say nothing this time", Urgency.LOW, SEGMENTS, (), (), (Message(""),)),
@@ -245,7 +260,7 @@ _KEEPING = (
         "build_emergency_fund", ActionType.BUILD_EMERGENCY_FUND, "build a cushion for bad weeks", Urgency.NORMAL,
         (SAVERS, IMPULSE, BUDGET, SPENDERS), _any("reserve_weeks <= 26", "reserve_weeks unknown, spending_weekly known"), (), (
             Message("Your cash and savings would carry you for {reserve_weeks}. With {amount} a week set aside you would have "
-                    "{amount_half_year} more behind you in half a year.", _any("reserve_weeks <= 26"),
+                    "{amount_half_year} kept apart in half a year.", _any("reserve_weeks <= 26"),
                     Amount("idle_weekly", 0.5, within=_ASIDE)),
             Message("Your cash and savings would carry you for {reserve_weeks}. A cushion of its own, started with whatever is left at "
                     "the end of a good week, takes the edge off a broken washing machine.", _any("reserve_weeks <= 26")),
@@ -306,7 +321,7 @@ _SPENDING = (
                     "having."))),
 )
 
-# %% ../../nbs/serving/actions.ipynb #34cc79b4
+# %% ../../nbs/serving/actions.ipynb #a6c0d65f
 _AIMS = (
     CoachingAction(
         "set_goal", ActionType.SET_GOAL, "name something to save for", Urgency.LOW, (SAVERS, IMPULSE, BUDGET, SPENDERS),
@@ -326,14 +341,14 @@ _AIMS = (
                     Amount("goal_gap_weekly", 0.7, within=(("goal_gap_weekly", 1.0), *_ASIDE))),
             Message("To be ready in time your goals need about {goal_weekly} a week, more than you set aside at present. A later date or "
                     "a smaller step is fine: the goal stays yours.", _any("goal_gap_weekly >= 1")),
-            Message("Your goals need about {goal_weekly} a week, and you set aside {put_weekly}: you are on course. A small extra now "
-                    "and then brings the day closer.", _any("goal_gap_weekly <= 0, put_weekly >= 1")),
+            Message("Your goals need about {goal_weekly} a week, and you set aside {put_weekly}: enough to be ready in time. A "
+                    "small extra now and then brings the day closer.", _any("goal_gap_weekly <= 0, put_weekly >= 1")),
             Message("A look at your goals is worth a minute: is the date still the one you want? Moving it is always possible."))),
     CoachingAction(
         "pay_debt", ActionType.PAY_DEBT, "pay off a loan sooner, or ask about it", Urgency.HIGH, (IMPULSE, BUDGET, SPENDERS),
         _any("debt_share >= 0.01"), ("debt_payment",), (
-            Message("Loan payments and bank fees take about {debt_weekly} of your money each week. A free debt advice service can go "
-                    "through them with you and often finds a plan that leaves more room.", _any("debt_share >= 0.3", "debt_share >= 0.1, reserve_weeks <= 2")),
+            Message("Loan payments and bank fees take about {debt_weekly} of your money each week. A free debt advice service goes "
+                    "through them with you, in confidence, and looks for a plan that leaves more room.", _any("debt_share >= 0.3", "debt_share >= 0.1, reserve_weeks <= 2")),
             Message("Loan payments come to about {category_weekly} a week. There is room for {amount} extra this month; if your contract "
                     "allows it, the loan ends sooner and costs less interest.", _any("reserve_weeks >= 4"),
                     Amount("idle_weekly", 0.5, every="once", within=_ASIDE), "largest"),
@@ -344,13 +359,13 @@ _AIMS = (
         "celebrate", ActionType.CELEBRATE, "say what went well", Urgency.LOW, (SAVERS, GOALS, BUDGET),
         _any("goal_progress >= 0.5", "goal_adherence >= 0.6", "saved_share >= 0.1", "savings_rate >= 0.1", "spending_trend <= -0.15"), (), (
             Message("You have come {goal_progress} of the way to your goals. That took patience, and it shows.", _any("goal_progress >= 0.5")),
-            Message("You put something towards your goals in most of the last months. Small steps, kept up: that is the whole art.",
+            Message("You have kept putting something towards your goals. Small steps, kept up: that is the whole art.",
                     _any("goal_adherence >= 0.6")),
             Message("You set aside about {put_weekly} a week, {saved_share} of your income. Well done, and yours to keep.", _any("saved_share >= 0.1")),
             Message("About {left_weekly} a week is left after all you spend. That gives you room to choose; enjoy it.", _any("savings_rate >= 0.1")),
-            Message("You spent less in the last four weeks than in the two months before. Whatever you did, it worked.",
+            Message("You spent less in the last four weeks than in the time before. Whatever you did, it worked.",
                     _any("spending_trend <= -0.15")),
-            Message("Your money has had steady weeks. That is your doing."))),
+            Message("You are looking after your money, and it shows."))),
 )
 
 # %% ../../nbs/serving/actions.ipynb #cafe381b
@@ -559,7 +574,7 @@ def category_facts(person: Person, day: int, names: dict[int, str] | None = None
     found = [CategoryFact(i, names[i], float(now[i]), float(before[i])) for i in np.flatnonzero(now > 0).tolist() if i in names]
     return tuple(sorted(found, key=lambda f: (-f.weekly, f.category_id)))
 
-# %% ../../nbs/serving/actions.ipynb #f96b10a9
+# %% ../../nbs/serving/actions.ipynb #1d40a20b
 _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£", "JPY": "¥", "INR": "₹", "KRW": "₩", "ILS": "₪"}
 _SPOKEN = {"dining": "eating out", "entertainment": "going out", "personal_care": "personal care", "debt_payment": "loan payments"}
 
@@ -596,6 +611,13 @@ def _times(x: float) -> str:
 
 _WRITTEN = {"money": _about, "share": lambda x, _: f"{100 * x:.0f}%", "weeks": lambda x, _: _weeks(x), "times": lambda x, _: _times(x),
             "days": lambda x, _: f"{x:.0f} days"}
+def _written(name: str, x: float, currency: str) -> str:
+    """A known number as a person writes it; below zero with a sign."""
+    if _KIND[name] == "money" and abs(x) >= 1e13:
+        return "beyond counting"
+    return _WRITTEN[_KIND[name]](x, currency) if x >= 0 or _KIND[name] == "share" else f"-{_WRITTEN[_KIND[name]](-x, currency)}"
+
+
 _KIND = {f.name: {"money": "money", "money/week": "money", "share": "share", "weeks": "weeks", "ratio": "times", "days": "days"}.get(f.unit, "times")
          for f in FEATURES} | {q.name: q.kind for q in QUANTITIES}
 
@@ -631,37 +653,63 @@ def _target(action: CoachingAction, about: str, facts: tuple[CategoryFact, ...])
     size = (lambda f: f.weekly - f.before) if about == "risen" else (lambda f: f.weekly)
     return max(own, key=lambda f: (size(f), -f.category_id), default=None)
 
-# %% ../../nbs/serving/actions.ipynb #22d9ee5b
-_WHEN = {a.name: _Rules([m.when for m in a.messages]) for a in ACTIONS}
+# %% ../../nbs/serving/actions.ipynb #68f65050
+class _Ready(NamedTuple):
+    """A message with the names in its text, and the known numbers it stands on."""
+
+    message: Message
+    said: tuple[str, ...]
+    stands_on: tuple[str, ...]
 
 
-def _about_category(target: CategoryFact, currency: str) -> dict[str, str]:
+def _ready(action: CoachingAction, message: Message) -> _Ready:
+    """`message` of `action`, looked through."""
+    said = re.findall(r"{(\w+)}", message.text)
+    sized = (message.amount.of, *(n for n, _ in message.amount.within)) if message.amount else ()
+    asked = [c.name for alternatives in (message.when, action.needs) for conditions in alternatives for c in conditions]
+    return _Ready(message, tuple(said), tuple(n for n in dict.fromkeys((*said, *sized, *asked)) if n in _AT))
+
+
+_READY = {a.name: (_Rules([a.needs, *(m.when for m in a.messages)]), [_ready(a, m) for m in a.messages]) for a in ACTIONS}
+
+
+def _about_category(target: CategoryFact | None, currency: str) -> dict[str, str]:
     """What a message may say of its category."""
+    if target is None:
+        return {}
     name = _spoken(target.category)
     sums = {"category_weekly": target.weekly, "category_before": target.before, "category_month": target.weekly * 52 / 12, "category_year": target.weekly * 52}
-    return {"category": name, "Category": name[:1].upper() + name[1:]} | {k: _about(v, currency) for k, v in sums.items() if math.isfinite(v)}
+    return {"category": name, "Category": name[:1].upper() + name[1:]} | {k: _about(v, currency) for k, v in sums.items() if 0 <= v < 1e13}
 
 
-def _about_amount(minor: int, every: str, currency: str) -> dict[str, str]:
+def _about_amount(minor: int | None, every: str, currency: str) -> dict[str, str]:
     """What a message may say of its amount."""
-    spans = {"amount_quarter": 13, "amount_half_year": 26, "amount_year": 52} if every == "week" else {}
-    return {"amount": _money(minor, currency)} | {k: _money(minor * weeks, currency) for k, weeks in spans.items()}
+    spans = {"amount": 1} | ({"amount_quarter": 13, "amount_half_year": 26, "amount_year": 52} if every == "week" else {})
+    return {} if minor is None else {k: _money(minor * weeks, currency) for k, weeks in spans.items()}
 
+# %% ../../nbs/serving/actions.ipynb #31e1062e
+def _try(action: CoachingAction, way: Strategy, ready: _Ready, numbers: dict, currency: str, facts: tuple) -> Suggestion | None:
+    """The suggestion with this message; None when the message does not fit."""
+    message, said, stands_on = ready
+    target = _target(action, message.about, facts) if message.about else None
+    if message.about and target is None:
+        return None
+    minor = _amount(message.amount, numbers | ({"category_weekly": target.weekly} if target else {}), way.amount_scale, currency)
+    if message.amount and minor is None:
+        return None
+    every = message.amount.every if minor else ""
+    words = _about_category(target, currency) | _about_amount(minor, every, currency)
+    for name in said:
+        if name in _AT and numbers[name] == numbers[name] and (_KIND[name] != "money" or 0 <= numbers[name] < 1e13):
+            words[name] = _WRITTEN[_KIND[name]](numbers[name], currency)
+    if not all(name in words for name in said):
+        return None
+    shown = tuple(Evidence(n, numbers[n], _written(n, numbers[n], currency)) for n in stands_on if numbers[n] == numbers[n])
+    urgency = min(action.urgency, way.urgency, key=list(Urgency).index)
+    return Suggestion(action.name, action.type, way.name, minor, every, target.category if target else None, target.category_id if target else None,
+                      urgency, message.text.format_map(words), shown)
 
-def _filled(message: Message, facts: dict, words: dict) -> str | None:
-    """The text with its numbers; None when one of them is unknown, or a sum below zero."""
-    names = re.findall(r"{(\w+)}", message.text)
-    if all(n in words for n in names):
-        return message.text.format_map(words)
-    return None
-
-
-def _words_of(facts: dict, names, currency: str) -> dict[str, str]:
-    """Known numbers as they are written; sums of money below zero are left out: no text speaks of them."""
-    return {n: _WRITTEN[_KIND[n]](facts[n], currency) for n in names
-            if not math.isnan(facts[n]) and (_KIND[n] != "money" or 0 <= facts[n] < 1e13)}
-
-# %% ../../nbs/serving/actions.ipynb #d6fc6943
+# %% ../../nbs/serving/actions.ipynb #b0eeb591
 def suggestion(action: str, strategy: str, values, currency: str, facts: tuple[CategoryFact, ...] = ()) -> Suggestion:
     """What is said to a person with the 28 numbers `values` under a strategy; `facts` come from `category_facts`.
 
@@ -672,35 +720,14 @@ def suggestion(action: str, strategy: str, values, currency: str, facts: tuple[C
         raise ValueError(f"no action {action!r} under {strategy!r}: actions are {', '.join(ACTION_NAMES)}; strategies {', '.join(STRATEGY_NAMES)}")
     if not re.fullmatch(r"[A-Z]{3}", currency or ""):
         raise ValueError(f"currency {currency!r}: an ISO 4217 code such as 'EUR' is needed")
-    row, way = known(np.reshape(np.asarray(values, float), (1, -1))), STRATEGIES[STRATEGY_NAMES.index(strategy)]
-    it, numbers = _BY_NAME[action], dict(zip(KNOWN, row[0].tolist(), strict=True))
-    if not _NEEDS.met(row)[0, ACTION_NAMES.index(action)]:
+    it, way, row = _BY_NAME[action], STRATEGIES[STRATEGY_NAMES.index(strategy)], known(np.reshape(np.asarray(values, float), (1, -1)))
+    rules, ready = _READY[action]
+    eligible, *holds = rules.met(row)[0].tolist()
+    if not eligible:
         raise ValueError(f"{action} needs {in_words(it.needs)}, which is not so or not known: ask eligible() first")
-    words = _words_of(numbers, it.evidence, currency)
-    for message, holds in zip(it.messages, _WHEN[action].met(row)[0], strict=True):
-        target = _target(it, message.about, facts) if message.about else None
-        if not holds or (message.about and target is None):
-            continue
-        sizes = numbers | ({"category_weekly": target.weekly} if target else {})
-        minor = _amount(message.amount, sizes, way.amount_scale, currency)
-        if message.amount and minor is None:
-            continue
-        every = message.amount.every if minor else ""
-        said = words | (_about_category(target, currency) if target else {}) | (_about_amount(minor, every, currency) if minor else {})
-        if (text := _filled(message, numbers, said)) is not None:
-            break
-    shown = _shown(message, it, numbers, currency)
-    urgency = min(it.urgency, way.urgency, key=list(Urgency).index)
-    return Suggestion(action, it.type, strategy, minor, every, target.category if target else None, target.category_id if target else None, urgency, text, shown)
-
-# %% ../../nbs/serving/actions.ipynb #24423093
-def _shown(message: Message, action: CoachingAction, numbers: dict, currency: str) -> tuple[Evidence, ...]:
-    """The known numbers that a message stands on."""
-    said = re.findall(r"{(\w+)}", message.text)
-    sized = (message.amount.of, *(n for n, _ in message.amount.within)) if message.amount else ()
-    asked = [c.name for alternatives in (message.when, action.needs) for conditions in alternatives for c in conditions]
-    names = [n for n in dict.fromkeys((*said, *sized, *asked)) if n in _AT and not math.isnan(numbers[n])]
-    return tuple(Evidence(n, numbers[n], _WRITTEN[_KIND[n]](numbers[n], currency) if numbers[n] >= 0 else f"{numbers[n]:.2f}") for n in names)
+    numbers = dict(zip(KNOWN, row[0].tolist(), strict=True))
+    tried = (_try(it, way, r, numbers, currency, facts) for r, ok in zip(ready, holds, strict=True) if ok)
+    return next(s for s in tried if s is not None)  # the last message of every action always fits
 
 # %% ../../nbs/serving/actions.ipynb #fd1528b0
 FORBIDDEN = {
