@@ -749,7 +749,7 @@ def files_of(e: Evidence, report: ValidationReport) -> dict[str, bytes]:
         "validation_reports/segmentation.json": _json(report.to_dict()),
     }
 
-# %% ../../nbs/segments/training.ipynb #92063688
+# %% ../../nbs/segments/training.ipynb #4310e710
 def _configuration(e: Evidence) -> dict:
     """What was chosen: the recipe, the features in use and the documented patterns."""
     patterns = {name: [t._asdict() for t in traits] for name, traits in PROTOTYPES.items()}
@@ -766,6 +766,7 @@ def manifest_of(e: Evidence, verdict: Verdict) -> dict:
         "learned": [f"{s['share']:>4.0%}  {s['name']:<{wide}}  {s['sentence']}" for s in segments],
         "as_of": e.recipe.as_of, "seed": e.recipe.seed, "parameters": e.recipe.to_dict(), "snapshot": e.snapshot_hash,
         "package": fincoach.__version__, "code": code_hash(Recipe.MADE_BY), "parent": e.parent,
+        "made_up": e.recovery is not None,
         "people": len(e.assignments), "metrics": metrics, "segments": segments,
         "verdict": {"decision": verdict.decision, "headline": verdict.headline, "gates": [_gate(g) for g in verdict.gates]}})
 

@@ -311,7 +311,7 @@ def _accounts(book: _Book, lines: list[dict]) -> list[dict]:
                                                          pl.col("amount").filter(pl.col("amount") > 0).sum().alias("came_in"), (-pl.col("amount").filter(pl.col("amount") < 0).sum()).alias("went_out"))
     return [r | {"known": (r["account"], r["currency"]) in known} for r in sums.sort("rows", "account", "currency", descending=[True, False, False]).to_dicts()]
 
-# %% ../../nbs/serving/coach.ipynb #f5f3d2cb
+# %% ../../nbs/serving/coach.ipynb #65ee320c
 def _segment(book: _Book, artifacts: str | Path | None) -> dict | None:
     """The answer of `serving.segmentation` about these rows, and what it was learned from; None without rows of the main currency."""
     if not len(_own(book)):
@@ -321,7 +321,8 @@ def _segment(book: _Book, artifacts: str | Path | None) -> dict | None:
     (rows,), (days,) = _history(ledgers, book.as_of)
     facts = Facts(int(ledgers.user_ids[0]), extract(ledgers, book.as_of)[0], int(rows), int(days), book.currency)
     answer = _answer(way, facts, book.as_of)
-    return plain(answer) | {"learned_from": artifact.manifest.get("people") if artifact else None, "learned_as_of": artifact.manifest.get("as_of") if artifact else None}
+    told = artifact.manifest if artifact else {}
+    return plain(answer) | {"learned_from": told.get("people"), "learned_as_of": told.get("as_of"), "learned_made_up": told.get("made_up", True)}
 
 # %% ../../nbs/serving/coach.ipynb #b770b3df
 def _others(book: _Book) -> list[dict]:
@@ -860,7 +861,7 @@ def _other_currencies(p: CoachPage) -> _Chapter:
         blocks += [_el("h3", c), _el("p", said), _bars(names, f"Spending in {c} by merchant") if names else ""]
     return _Chapter("currencies", "In other currencies", lead, blocks)
 
-# %% ../../nbs/serving/coach.ipynb #04486cc5
+# %% ../../nbs/serving/coach.ipynb #b4aab3ac
 def _pattern(p: CoachPage) -> _Chapter:
     """The segment, what speaks for it, and what that is worth."""
     s = p.segment
@@ -871,8 +872,9 @@ def _pattern(p: CoachPage) -> _Chapter:
     ranked = sorted(s["probabilities"].items(), key=lambda kv: (-kv[1], kv[0]))
     rows = [{"name": n, "amount": _percent(q), "size": round(1000 * q), "tone": "co-in"} for n, q in ranked if q > 0]
     because = [_el("li", r["words"].replace(" %", "%")) for r in s["reasons"]]
+    whom = "It learned from made-up people, who are simpler than real ones" if s["learned_made_up"] else "It learned from other people's real rows, who need not be like you"
     basis = (f"This was answered by the trained model {s['model_version']}, learned from {_count(s['learned_from'] or 0, 'person', 'people')} as of {s['learned_as_of']}. "
-             "FinCoach's own model learned from made-up people, who are simpler than real ones: read it as a comparison, not as a finding about you." if by_model else
+             f"{whom}: read it as a comparison, not as a finding about you." if by_model else
              f"This was answered by simple rules, because {s['why_rules'].split(' (')[0]}. The shares say how much of each pattern's conditions is met; they are no probabilities. "
              "The rules were tried on made-up people only, who are simpler than real ones: read it as a comparison, not as a finding about you.")
     gaps = f" Not known here, and so not counted: {', '.join(_words(u) for u in s['unknown'])}." if s["unknown"] else ""
