@@ -28,7 +28,7 @@ PARTS = ("money", "goal", "engagement", "burden")
 def money_and_goal(ledgers, person, day):
     return np.zeros((len(day), 2))
 
-# %% ../../nbs/recommend/decisions.ipynb #8f017663
+# %% ../../nbs/recommend/decisions.ipynb #2006129a
 MOMENT = pl.Datetime("us", "UTC")
 NEEDED = {
     "recommendation_history": {"id": pl.Int64, "user_id": pl.Int64, "action": pl.String, "propensity": pl.Float64, "decided_at": MOMENT},
@@ -39,8 +39,7 @@ OPTIONAL = {
     "recommendation_feedback": {"id": pl.Int64, "helpful": pl.Boolean},
 }
 SILENT = "do_nothing"
-ANSWERS = ("none", "ignored", "dismissed", "accepted", "implemented")
-"""What can come back: "none" where nothing was said that could be answered, that is after `do_nothing`."""
+ANSWERS = ("none", "ignored", "dismissed", "accepted", "implemented")  # none: there was nothing to answer, that is after SILENT
 
 # %% ../../nbs/recommend/decisions.ipynb #a5edcbc3
 def _read(source, name: str) -> pl.DataFrame:
@@ -217,7 +216,7 @@ def _next(user_id: np.ndarray, decided_at: np.ndarray) -> tuple[np.ndarray, np.n
     weeks = np.append(np.diff(decided_at) / np.timedelta64(7, "D"), 0.0)
     return np.where(last, -1, np.arange(1, len(user_id) + 1)), np.where(last, 0.0, weeks)
 
-# %% ../../nbs/recommend/decisions.ipynb #1c2f25eb
+# %% ../../nbs/recommend/decisions.ipynb #799bcdec
 class Decisions(Columns):
     """Past decisions with what was known before and what came of them. Made by `read_decisions`."""
 
@@ -233,7 +232,8 @@ class Decisions(Columns):
 
     def take(self, rows) -> "Decisions":
         """The decisions `rows` (places or a mask). Where the next decision is not among them, there is none."""
-        rows = np.arange(len(self))[np.asarray(rows)]
+        rows = np.asarray(rows)
+        rows = np.arange(len(self))[rows if rows.size else rows.astype(np.int64)]
         place = np.full(len(self) + 1, -1)  # the last entry serves next = -1
         place[rows] = np.arange(len(rows))
         kept = {name: getattr(self, name)[rows] for name in _ROWS}
