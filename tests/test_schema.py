@@ -29,10 +29,12 @@ from fincoach.data.database import (
 from fincoach.data.population import generate
 from fincoach.data.schema import (
     BEHAVIORAL,
+    DECIDING,
     LEARNING,
     STEPS,
     create_behavioral_tables,
     create_continuous_learning_tables,
+    create_recommendation_tables,
     diagram,
     meanings,
     restore,
@@ -44,7 +46,8 @@ from fincoach.show import html
 
 START = datetime(2025, 3, 1, 8, 30, tzinfo=UTC)
 FIRST = (*SNAPSHOT_TABLES, "user_segments")  # the tables of 0001
-ACT = {BEHAVIORAL: create_behavioral_tables, LEARNING: create_continuous_learning_tables}
+ACT = {BEHAVIORAL: create_behavioral_tables, LEARNING: create_continuous_learning_tables, DECIDING: create_recommendation_tables}
+MADE = tuple(t for s in STEPS for t in s.makes)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -88,13 +91,17 @@ def older(bare, population):
     return bare
 
 
+ADDED = {t: set(columns) for step in STEPS for t, columns in step.adds}
+
+
 def digest(engine):
-    """A hash of every row of the first tables, read as the database has them."""
+    """A hash of every row of the first tables, in the columns they had at first, read as the database has them."""
     made = hashlib.sha256()
     with engine.connect() as c:
         for name in FIRST:
             key = next(iter(TABLES[name].primary_key.columns)).name
-            for row in c.exec_driver_sql(f"SELECT * FROM {name} ORDER BY {key}"):
+            columns = ", ".join(c.name for c in TABLES[name].c if c.name not in ADDED.get(name, ()))
+            for row in c.exec_driver_sql(f"SELECT {columns} FROM {name} ORDER BY {key}"):
                 made.update(repr(tuple(row)).encode())
     return made.hexdigest()
 
@@ -109,7 +116,7 @@ def uid(i):
 
 
 def behaviour(n=200, people=5):
-    """A bit of every table of both steps."""
+    """A bit of every table of the steps."""
     i = pl.col("id")
     ids = lambda n: pl.DataFrame({"id": range(1, n + 1)})  # noqa: E731
     at = pl.lit(START) + pl.duration(minutes=i * 7919 % 100_003)
@@ -128,6 +135,10 @@ def behaviour(n=200, people=5):
         "model_versions": pl.DataFrame({"id": [uid(5), uid(6)], "model_type": "spending", "version": ["1.0.0", "1.0.1"], "model_path": "p", "training_event_id": [None, uid(3)], "is_active": [False, True],
                                         "metadata": ['{"a": 1}', None], "created_at": START}),
         "data_quality_metrics": pl.DataFrame({"id": [uid(7)], "training_dataset_id": uid(1), "completeness_score": 0.25, "anomaly_count": 3, "assessment_date": START, "created_at": START}),
+        "recommendation_history": ids(n // 4).with_columns(user, decided_at=at, action=pl.lit("save_more"), propensity=pl.lit(0.25), strategy=pl.lit("balanced"), model_version=pl.lit("v"),
+                                                           segment_id=pl.when(i > 3).then(i % 6 - 1), strategy_propensity=pl.when(i > 3).then(pl.lit(0.5)), request_id=pl.when(i % 2 == 0).then(pl.format("r{}", i))),
+        "bandit_counts": pl.DataFrame({"segment_id": [-1, 0], "strategy": "balanced", "week": [2880, 2881], "decisions": [3, 5], "reward_millionths": [2_500_000, 0]}),
+        "bandit_updates": ids(n // 8).select(recommendation_id="id", reward_millionths=i * 10, received_at=at),
     }  # fmt: skip
 
 
@@ -138,7 +149,7 @@ def people(n=5):
 
 def stored(engine, names):
     with engine.connect() as c:
-        return {n: c.execute(sa.select(TABLES[n]).order_by(TABLES[n].c.id)).all() for n in names}
+        return {n: c.execute(sa.select(TABLES[n]).order_by(*TABLES[n].primary_key)).all() for n in names}
 
 
 # Up and down
@@ -159,18 +170,17 @@ def test_older_rows_stay_as_they_are_up_and_down(older, tmp_path):
 
 def test_rows_go_to_files_and_come_back(engine, tmp_path):
     load(engine, {"users": people(), **behaviour()})
-    names = BEHAVIORAL.makes + LEARNING.makes
-    before = stored(engine, names)
+    before = stored(engine, (*MADE, *ADDED))
     assert all(before.values()), "a row in every table, else this shows nothing"
-    second = create_continuous_learning_tables(engine, "rollback", tmp_path)
-    first = create_behavioral_tables(engine, "rollback", tmp_path)
+    third, second, first = (ACT[step](engine, "rollback", tmp_path) for step in reversed(STEPS))
     assert f"{sum(len(before[n]) for n in BEHAVIORAL.makes):,} rows are in {first.kept}" in first.sentence
     assert "restore(engine" in first.sentence
-    assert not set(names) & tables(engine)
+    assert "27 rows, and segment_id, strategy_propensity, urgency, served_by, request_id of 48 rows of recommendation_history are in" in third.sentence
+    assert not set(MADE) & tables(engine)
     upgrade(engine)
-    for result in (first, second):
+    for result in (first, second, third):
         restore(engine, result.kept)
-    assert stored(engine, names) == before
+    assert stored(engine, (*MADE, *ADDED)) == before
     assert [t.rows for t in create_behavioral_tables(engine, "verify").tables[:-1]] == [len(before[n]) for n in BEHAVIORAL.makes]
 
 
@@ -178,27 +188,30 @@ def test_rows_go_beside_a_sqlite_file_unless_a_folder_is_named(engine, tmp_path)
     load(engine, behaviour(4) | {"users": people()})
     if engine.dialect.name == "postgresql":
         with pytest.raises(DatabaseError, match=r"in which folder.*nothing was changed"):
-            create_continuous_learning_tables(engine, "rollback")
+            create_recommendation_tables(engine, "rollback")
         assert standing(engine) == REVISIONS[-1]
     else:
-        kept = create_continuous_learning_tables(engine, "rollback").kept
+        kept = create_recommendation_tables(engine, "rollback").kept
         assert kept.parent == tmp_path / "kept"
         assert kept.stat().st_mode & 0o077 == 0, "people's rows are for the owner's eyes"
 
 
 def test_whoever_was_deleted_does_not_come_back(engine, tmp_path):
     load(engine, {"users": people(), **behaviour()})
+    decided = create_recommendation_tables(engine, "rollback", tmp_path).kept
     create_continuous_learning_tables(engine, "drop")
     kept = create_behavioral_tables(engine, "rollback", tmp_path).kept
     with writing(engine) as c:
         c.execute(sa.delete(TABLES["users"]).where(TABLES["users"].c.id == 3))
     upgrade(engine)
     restore(engine, kept)
+    assert restore(engine, decided) == {"recommendation_history": 38, "bandit_counts": 2, "bandit_updates": 20}
     assert {r.user_id for r in stored(engine, ["behavioral_events"])["behavioral_events"]} == {1, 2, 4, 5}
 
 
 def test_files_that_were_changed_are_refused(engine, tmp_path):
     load(engine, {"users": people(), **behaviour()})
+    create_recommendation_tables(engine, "drop")
     kept = create_continuous_learning_tables(engine, "rollback", tmp_path).kept
     upgrade(engine)
     with (kept / "model_versions.parquet").open("ab") as file:
@@ -213,6 +226,8 @@ def test_files_that_were_changed_are_refused(engine, tmp_path):
 def test_drop_says_how_many_rows_went(engine):
     data = behaviour()
     load(engine, {"users": people(), **data})
+    said = create_recommendation_tables(engine, "drop").sentence
+    assert "2 tables dropped with 27 rows, and segment_id, strategy_propensity, urgency, served_by, request_id of 48 rows of recommendation_history, which are gone" in said
     gone = create_continuous_learning_tables(engine, "drop")
     assert f"with {sum(len(data[n]) for n in LEARNING.makes)} rows, which are gone" in gone.sentence
     assert gone.kept is None
@@ -227,7 +242,8 @@ def counts_of(engine, names):
 
 def test_what_a_later_step_stands_on_does_not_go_first(engine):
     for action in ("rollback", "drop"):
-        with pytest.raises(DatabaseError, match=rf"0004 \(create_continuous_learning_tables\) stands on 0003 .*`fincoach db create_continuous_learning_tables --{action}`"):
+        with pytest.raises(DatabaseError, match=rf"0004 \(create_continuous_learning_tables\), 0005 .* stands on 0003 .*`fincoach db create_recommendation_tables --{action}` then "
+                                                rf"`fincoach db create_continuous_learning_tables --{action}`"):
             create_behavioral_tables(engine, action, "kept")
     assert standing(engine) == REVISIONS[-1]
 
@@ -405,7 +421,7 @@ import os, signal, sys
 import sqlalchemy as sa
 from fincoach.data.database import connect
 from fincoach.data import schema
-from fincoach.data.schema import BEHAVIORAL, LEARNING, _act
+from fincoach.data.schema import STEPS, _act
 
 schema._examine = lambda *_: ((), ())  # only changes count
 url, at, action, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -418,13 +434,13 @@ def on_statement(connection, cursor, statement, *_):
     if seen == at:
         os.kill(os.getpid(), signal.SIGKILL)
 
-for step in ((BEHAVIORAL, LEARNING) if action == "create" else (LEARNING, BEHAVIORAL)):
+for step in (STEPS if action == "create" else STEPS[::-1]):
     _act(engine, step, action, folder)
 """
 
 
 def killed(engine, at, action, folder):
-    """Runs both steps in a process that kills itself after `at` changes to the database; whether it came that far."""
+    """Runs the steps in a process that kills itself after `at` changes to the database; whether it came that far."""
     url = engine.url.render_as_string(hide_password=False)
     run = subprocess.run([sys.executable, "-c", KILLED, url, str(at), action, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode in (0, -9), run.stderr
@@ -433,17 +449,20 @@ def killed(engine, at, action, folder):
 
 def test_killed_half_way_it_has_not_happened_or_is_complete(older, tmp_path):
     before, seen = digest(older), set()
-    for at in (1, 2, 4, 9, 13, 17, 22, 27):
+    for at in (1, 2, 4, 9, 13, 17, 22, 29, 33, 38):
         assert killed(older, at, "create", tmp_path), f"over after fewer than {at} changes: this kill shows nothing"
         at = standing(older)
         seen.add(at)
         assert digest(older) == before
         due = {t for s in STEPS if s.revision <= at for t in s.makes}
-        assert tables(older) & {*BEHAVIORAL.makes, *LEARNING.makes} == due, "half a step"
-        create_behavioral_tables(older, "drop") if at == "0003" else None
+        assert tables(older) & set(MADE) == due, "half a step"
         with older.connect() as c:
-            assert at in ("0001", "0002", "0003"), c
-    assert {"0001", "0003"} <= seen, "kills in both steps"
+            have = {c["name"] for c in sa.inspect(c).get_columns("recommendation_history")}
+        assert not have & ADDED["recommendation_history"], "half a step"
+        for step in reversed(STEPS):
+            ACT[step](older, "drop") if at >= step.revision else None
+    assert seen <= {"0001", "0002", "0003", "0004"}
+    assert {"0001", "0003", "0004"} <= seen, "kills in every step"
     assert not killed(older, 10_000, "create", tmp_path)
     assert digest(older) == before
     assert drift(older) == []
@@ -452,18 +471,20 @@ def test_killed_half_way_it_has_not_happened_or_is_complete(older, tmp_path):
 
 def test_a_rollback_killed_loses_no_row(engine, tmp_path):
     load(engine, {"users": people(), **behaviour()})
-    names = BEHAVIORAL.makes + LEARNING.makes
+    names = (*MADE, *ADDED)
     before = stored(engine, names)
-    for at in (1, 3, 5):
+    for at in (1, 4, 8):
         assert killed(engine, at, "rollback", tmp_path)
-        assert standing(engine) == "0004"
+        assert standing(engine) == "0005"
         assert stored(engine, names) == before
-    assert killed(engine, 7, "rollback", tmp_path), "in the second step"
+    assert killed(engine, 11, "rollback", tmp_path), "in the second step"
+    assert standing(engine) == "0004"
+    assert killed(engine, 7, "rollback", tmp_path), "in the third step"
     assert standing(engine) == "0003"
     create_behavioral_tables(engine, "rollback", tmp_path)
     upgrade(engine)
     kept = sorted(p for p in tmp_path.iterdir() if p.name.startswith("create_"))
-    assert len(kept) == 2, "the same rows are kept once"
+    assert len(kept) == 3, "the same rows are kept once"
     for folder in kept:
         restore(engine, folder)
     assert stored(engine, names) == before
@@ -549,16 +570,20 @@ def test_of_a_person_who_is_deleted_nothing_stays(engine):
         ("model_versions", {"rollback_count": -1}, "rollback_count"),
         ("data_quality_metrics", {"validity_score": -0.1}, "validity_score"),
         ("data_quality_metrics", {"duplicate_count": -1}, "duplicate_count"),
+        ("recommendation_history", {"strategy_propensity": 1.01}, "strategy_propensity"),
+        ("recommendation_history", {"urgency": "now"}, "urgency"),
+        ("bandit_counts", {"decisions": 2}, "reward_millionths"),
+        ("bandit_updates", {"reward_millionths": 1_000_001}, "reward_millionths"),
     ],
 )
 def test_the_database_refuses_what_cannot_be(engine, name, change, rule):
     """By the check of that name, when it is written and when it is loaded."""
     data = behaviour()
     load(engine, {"users": people(), **data})
-    table = TABLES[name]
+    table, key = TABLES[name], next(iter(TABLES[name].primary_key)).name
     with pytest.raises(sa.exc.IntegrityError, match=f"ck_{name}_{rule}"), writing(engine) as c:
-        c.execute(sa.update(table).where(table.c.id == data[name]["id"][0]).values(change))
-    broken = data[name].head(1).with_columns(**{k: pl.lit(v) for k, v in change.items()}, id=pl.lit(uid(99) if data[name]["id"].dtype == pl.String else 9999))
+        c.execute(sa.update(table).where(table.c[key] == data[name][key][0]).values(change))
+    broken = data[name].head(1).with_columns(**{k: pl.lit(v) for k, v in change.items()}, **{key: pl.lit(uid(99) if data[name][key].dtype == pl.String else 9999)})
     with pytest.raises(DatabaseError, match="break the rule"):
         load(engine, {name: broken})
 
@@ -566,12 +591,13 @@ def test_the_database_refuses_what_cannot_be(engine, name, change, rule):
 @pytest.mark.parametrize(
     ("name", "again"),
     [("training_datasets", {"id": uid(50)}), ("model_training_events", {"id": uid(50)}), ("model_versions", {"id": uid(50), "version": "9.9.9"}),
-     ("model_versions", {"id": uid(50), "is_active": False}), ("prediction_cache", {"id": 5000}), ("user_sessions", {"id": 5000})],
+     ("model_versions", {"id": uid(50), "is_active": False}), ("prediction_cache", {"id": 5000}), ("user_sessions", {"id": 5000}),
+     ("recommendation_history", {"id": 5000}), ("bandit_counts", {}), ("bandit_updates", {})],
 )
 def test_what_must_never_be_twice_is_not(engine, name, again):
     data = behaviour()
     load(engine, {"users": people(), **data})
-    row = data[name].filter(pl.col("is_active")) if "is_active" in data[name].columns else data[name].head(1)
+    row = data[name].filter(pl.col("is_active")) if "is_active" in data[name].columns else data[name][1] if name == "recommendation_history" else data[name].head(1)
     with pytest.raises(DatabaseError, match="nothing was loaded"):
         load(engine, {name: row.with_columns(**{k: pl.lit(v) for k, v in again.items()})})
 
@@ -637,7 +663,7 @@ def test_each_index_is_what_its_question_is_answered_with(engine, many):
 
 
 def test_snapshots_hold_histories_only():
-    assert set(SNAPSHOT_TABLES) == set(TABLES) - {"user_segments", *BEHAVIORAL.makes, *LEARNING.makes}
+    assert set(SNAPSHOT_TABLES) == set(TABLES) - {"user_segments", *MADE}
 
 
 def test_every_column_is_explained_and_nothing_else_is():

@@ -23,7 +23,7 @@ from .source import Source, SourceError, all_tables
 from .tables import CATEGORIES, INCOME, KINDS, SAVING, TABLES, TRANSFER, decimals
 from .validate import Finding
 
-# %% ../../nbs/data/anonymise.ipynb #6a116b70
+# %% ../../nbs/data/anonymise.ipynb #5c68a149
 _SAME = {"id": "number", "user_id": "points", "currency": "keep", "category_id": "keep", "amount_minor": "amount", "created_at": "moment"}
 POLICY = {
     "users": _SAME | {"external_id": "word", "timezone": "zone"},
@@ -36,14 +36,15 @@ POLICY = {
     "financial_goals": _SAME | {"name": "word", "target_minor": "amount", "due_at": "moment", "closed_at": "moment"},
     "goal_contributions": _SAME | {"goal_id": "points", "contributed_at": "moment"},
     "recommendation_history": _SAME | {"decided_at": "moment", "action": "keep", "message": "drop", "propensity": "keep", "state_hash": "drop",
-                                       "strategy": "keep", "model_version": "keep"},
+                                       "strategy": "keep", "model_version": "keep", "segment_id": "keep", "strategy_propensity": "keep",
+                                       "urgency": "keep", "served_by": "keep", "request_id": "drop"},
     "recommendation_feedback": _SAME | {"recommendation_id": "points", "received_at": "moment", "response": "keep", "helpful": "keep", "comment": "drop"},
     "behavioral_events": _SAME | {"event_id": "word", "event_type": "common", "event_data": "drop", "session_id": "word", "context": "drop", "timestamp": "moment"},
     "user_sessions": _SAME | {"session_id": "word", "start_time": "moment", "end_time": "moment", "actions_count": "keep", "pages_visited": "drop"},
     "financial_decisions": _SAME | {"decision_type": "common", "context": "drop", "outcome": "keep", "outcome_at": "moment", "timestamp": "moment"},
 }
 LEFT_OUT = ("user_segments", "prediction_cache", "model_performance", "training_datasets", "model_training_events", "model_versions",
-            "data_quality_metrics")
+            "data_quality_metrics", "bandit_counts", "bandit_updates")
 
 
 def check_policy() -> None:

@@ -9,7 +9,7 @@ __all__ = ['INCOME', 'ESSENTIAL', 'DISCRETIONARY', 'SAVING', 'DEBT', 'FEE', 'TRA
            'Product', 'UserPurchase', 'FinancialGoal', 'GoalContribution', 'RecommendationHistory',
            'RecommendationFeedback', 'UserSegment', 'BehavioralEvent', 'UserSession', 'FinancialDecision',
            'PredictionCache', 'ModelPerformance', 'TrainingDataset', 'ModelTrainingEvent', 'ModelVersion',
-           'DataQualityMetrics']
+           'DataQualityMetrics', 'BanditCount', 'BanditUpdate']
 
 # %% ../../nbs/data/tables.ipynb #c63c78e9
 from datetime import UTC, datetime
@@ -275,7 +275,7 @@ class GoalContribution(Base):
     contributed_at: Mapped[datetime]
     amount_minor: Mapped[int] = mapped_column(sa.BigInteger)
 
-# %% ../../nbs/data/tables.ipynb #c3669b3a
+# %% ../../nbs/data/tables.ipynb #a42cd5ce
 class RecommendationHistory(Base):
     """A decision that was taken for a person, with all that is needed to judge it later.
 
@@ -288,6 +288,11 @@ class RecommendationHistory(Base):
     state_hash: what the decision stood on
     strategy: which strategy chose
     model_version: which model it asked
+    segment_id: the segment that the person was taken to be in, a place in `SEGMENTS`; -1 for none of them, null where none was asked for
+    strategy_propensity: the probability with which this strategy was chosen; null where no strategy was drawn
+    urgency: how it was put: low, normal or high
+    served_by: what decided, such as model-35, model-17, rules or limits
+    request_id: the app's own number of its request: a person has it once
     """
 
     __tablename__ = "recommendation_history"
@@ -302,9 +307,17 @@ class RecommendationHistory(Base):
     state_hash: Mapped[str | None] = mapped_column(sa.String(64))
     strategy: Mapped[str] = mapped_column(sa.String(32))
     model_version: Mapped[str] = mapped_column(sa.String(64))
+    segment_id: Mapped[int | None]
+    strategy_propensity: Mapped[float | None]
+    urgency: Mapped[str | None] = mapped_column(sa.String(8))
+    served_by: Mapped[str | None] = mapped_column(sa.String(16))
+    request_id: Mapped[str | None] = mapped_column(sa.String(64))
     __table_args__ = (
         sa.Index(None, "user_id", "decided_at"),
+        _unique("uq_recommendation_history_request", "user_id", "request_id", where="request_id IS NOT NULL"),
         sa.CheckConstraint("propensity > 0 AND propensity <= 1", name="propensity"),
+        sa.CheckConstraint("strategy_propensity > 0 AND strategy_propensity <= 1", name="strategy_propensity"),
+        sa.CheckConstraint("urgency IN ('low', 'normal', 'high')", name="urgency"),
     )
 
 
@@ -700,6 +713,45 @@ class DataQualityMetrics(Base):
         *map(_score, ("completeness_score", "consistency_score", "validity_score", "freshness_score", "diversity_score")),
         *map(_count, ("anomaly_count", "duplicate_count", "missing_values_count")),
         sa.Index(None, "training_dataset_id", "assessment_date"),
+    )
+
+# %% ../../nbs/data/tables.ipynb #91989d8d
+class BanditCount(Base):
+    """How often a strategy was chosen for people of a segment in a week, and how much of it helped. About nobody in particular.
+
+    segment_id: place in `SEGMENTS`; -1 for none of them
+    strategy: which strategy
+    week: the week of the decisions: whole weeks since Monday, 1970-01-05, in UTC
+    decisions: how many decisions have a reward
+    reward_millionths: the sum of their rewards, each 0 to 1,000,000
+    """
+
+    __tablename__ = "bandit_counts"
+    segment_id: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False)
+    strategy: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    week: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False)
+    decisions: Mapped[int] = mapped_column(sa.BigInteger)
+    reward_millionths: Mapped[int] = mapped_column(sa.BigInteger)
+    __table_args__ = (
+        _count("decisions"),
+        sa.CheckConstraint("reward_millionths >= 0 AND reward_millionths <= 1000000 * decisions", name="reward_millionths"),
+    )
+
+
+class BanditUpdate(Base):
+    """The reward that a decision was counted with.
+
+    recommendation_id: the decision: it counts once
+    reward_millionths: its reward, 0 to 1,000,000
+    received_at: when the answer came that the reward stands for; a later answer replaces it, an earlier one does not
+    """
+
+    __tablename__ = "bandit_updates"
+    recommendation_id: Mapped[int] = _fk("recommendation_history", primary_key=True)
+    reward_millionths: Mapped[int] = mapped_column(sa.BigInteger)
+    received_at: Mapped[datetime]
+    __table_args__ = (
+        sa.CheckConstraint("reward_millionths >= 0 AND reward_millionths <= 1000000", name="reward_millionths"),
     )
 
 # %% ../../nbs/data/tables.ipynb #727edafb
