@@ -265,12 +265,13 @@ def test_rules_answer_where_there_is_no_model(source, tmp_path):
     assert "made-up people" in text
 
 
-def test_the_champion_answers_where_there_is_one(source, tmp_path):
+@pytest.mark.parametrize(("made_up", "said"), [(True, "made-up people"), (False, "other people's real rows")])
+def test_the_champion_answers_where_there_is_one(source, tmp_path, made_up, said):
     """The page gives the model's own probability, its version, and how many people it learned from; an altered model is not believed."""
     scaling = (FeatureScaling("savings_rate", "linear", 0.0, 0.0, 0.2, 3.0), FeatureScaling("essential_share", "linear", 0.5, 0.5, 0.2, 3.0))
     clusters = tuple(Cluster(k, name, 0.9, 0.5, (2.0 * k - 1, 0.0)) for k, name in enumerate(SEGMENTS[:2]))
     parameters = SegmentationParameters("2026-01-01-test", date(2026, 1, 1), scaling, clusters, 2.0, 0.1)
-    path = publish(tmp_path, "segmentation", parameters.version, {"segmentation.json": parameters.to_json().encode()}, {"people": 321, "as_of": "2026-01-01"})
+    path = publish(tmp_path, "segmentation", parameters.version, {"segmentation.json": parameters.to_json().encode()}, {"people": 321, "as_of": "2026-01-01", "made_up": made_up})
     promote(tmp_path, "segmentation", parameters.version)
     page = coach(source, artifacts=tmp_path)
     _, text = looked_at(page)
@@ -279,7 +280,7 @@ def test_the_champion_answers_where_there_is_one(source, tmp_path):
     assert list(page.segment["probabilities"].values()) == pytest.approx(assign(parameters, values).probability[0])
     assert "2026-01-01-test" in text
     assert "321 people" in text
-    assert "made-up people" in text
+    assert said in text
     file = path / "segmentation.json"
     file.chmod(0o644)
     file.write_bytes(file.read_bytes().replace(b"0.9", b"0.8"))
