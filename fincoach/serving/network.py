@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NetworkError', 'Shape', 'Network']
 
-# %% ../../nbs/serving/network.ipynb #68902b9a
+# %% ../../nbs/serving/network.ipynb #a01122d1
+import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -133,7 +134,15 @@ def _session(data: bytes):
     except Exception as e:  # onnxruntime has many kinds, and names none of them publicly
         raise NetworkError(f"onnxruntime cannot open the network: {str(e).splitlines()[0][:200]}") from None
 
-# %% ../../nbs/serving/network.ipynb #78bdeb2c
+# %% ../../nbs/serving/network.ipynb #4b87bd30
+def _notes(found: dict[str, str]) -> dict:
+    """What a network says about itself; `NetworkError` if that is not JSON."""
+    try:
+        return {name: json.loads(text) for name, text in found.items()}
+    except (ValueError, RecursionError):
+        raise NetworkError("what the network says about itself cannot be read") from None
+
+# %% ../../nbs/serving/network.ipynb #159c0d8c
 class Shape(NamedTuple):
     """How many numbers a network takes and gives for each row."""
 
@@ -144,7 +153,7 @@ class Shape(NamedTuple):
 class Network:
     """A network from the bytes of an ONNX graph, for rows of `takes` numbers that it answers with `gives` numbers.
 
-    Raises `NetworkError` for a graph that is not such as our training writes, of another shape, or that answers with what is no number
+    `notes` are what it says about itself: such as the names of the numbers it takes. Raises `NetworkError` for a graph that is not such as our training writes, of another shape, or that answers with what is no number
     when asked with `probe` (takes,), by default zeros.
     """
 
@@ -158,6 +167,7 @@ class Network:
         if any(isinstance(s[0], int) for s in sides) or {x.type for x in (*inputs, *outputs)} != {"tensor(float)"}:
             raise NetworkError("the network must take and give any number of rows of 32-bit floats")
         self._name = inputs[0].name
+        self.notes = _notes(self._run.get_modelmeta().custom_metadata_map)
         asked = np.zeros(takes) if probe is None else np.asarray(probe)
         answer = self(np.stack([asked, asked, asked]))
         if answer.shape != (3, gives) or not np.isfinite(answer).all():
