@@ -7,7 +7,7 @@ __all__ = ['MIGRATIONS', 'REVISIONS', 'VERSION_TABLE', 'STATES', 'Frames', 'SCHE
            'writing', 'state', 'require', 'upgrade', 'downgrade', 'revision', 'drift', 'conform', 'check_references',
            'new_categories', 'load', 'counts', 'find_user', 'PersonRows', 'end_of_day', 'read_person']
 
-# %% ../../nbs/data/database.ipynb #21fde129
+# %% ../../nbs/data/database.ipynb #44006b34
 import difflib
 import re
 from contextlib import contextmanager
@@ -177,7 +177,7 @@ def explained(engine: sa.Engine, revision: bool = True):
     except (sa.exc.DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
         raise explanation(engine, str(getattr(error, "orig", error)).strip(), revision) from error
 
-# %% ../../nbs/data/database.ipynb #96e6311f
+# %% ../../nbs/data/database.ipynb #ca8a69cd
 def _migrate(engine: sa.Engine, command: str, *args, first=None, **kw):
     """Runs `first(connection)` and one of Alembic's commands in one transaction, and checks the foreign keys before it ends."""
     from alembic import command as commands
@@ -413,7 +413,7 @@ def _refused(error) -> str:
     place = f"row {int(line[1]) - 1} of {about.table_name}" if line else about.table_name
     return f"{place}: {about.message_detail or about.message_primary}"
 
-# %% ../../nbs/data/database.ipynb #732f78ab
+# %% ../../nbs/data/database.ipynb #235ac9b7
 def _number_on(connection: sa.Connection, table: sa.Table) -> None:
     """Makes PostgreSQL give the next row a number after those that were loaded; SQLite does so by itself."""
     column = table.autoincrement_column
