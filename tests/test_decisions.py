@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -18,6 +18,7 @@ from fincoach.features.behavior import extract, features_of
 from fincoach.features.ledger import Ledgers
 from fincoach.features.state import EnhancedStateVector, Peers
 from fincoach.recommend.decisions import ANSWERS, Decisions, numbers_before, read_decisions
+from fincoach.recommend.rewards import money_and_goal
 
 ACTIONS = ("do_nothing", "save_more", "pay_debt")
 MOMENT = pl.Datetime("us", "UTC")
@@ -170,3 +171,279 @@ def test_joined_as_said_row_by_row(log, days, horizon):
     assert found.waiting == waiting
     assert same(found, read(*[part[::-1] for part in log], as_of=as_of, horizon=horizon))
     found._repr_html_(), found.to_dict(), found.to_frame()
+
+
+# --- days, zones and clocks ---
+
+
+def test_the_state_ends_with_the_day_before_on_the_persons_own_clock():
+    evening = 8 * DAY + 23 * 60  # 9 March, 23:00 UTC: 10 March on Kiritimati, the 9th in New York
+    for user, day in ((2, date(2025, 3, 9)), (3, date(2025, 3, 10))):
+        log = [(1, user, evening, "save_more", 0.5, "x")]
+        found = read(log)
+        assert found.day.tolist() == [day]
+        before = extract(Ledgers.of(frames(payments=ALWAYS)), day - timedelta(days=1))[user - 1]
+        assert np.array_equal(found.values[0], before, equal_nan=True)
+        midnight = int((datetime.combine(day, datetime.min.time(), ZoneInfo(ZONES[user])) - BEGIN).total_seconds()) // 60
+        assert same(found, read(log, payments=[*ALWAYS, (user, midnight + 1, -99_000)]), but=("parts",))  # on the day itself
+        earlier = read(log, payments=[*ALWAYS, (user, midnight - 1, -99_000)])
+        assert not np.array_equal(found.values, earlier.values, equal_nan=True)
+
+
+@pytest.mark.parametrize("user", ZONES)
+def test_a_decision_counts_once_its_horizon_is_over_wherever_the_clocks_stand(user):
+    midnight = datetime(2025, 3, 6, tzinfo=ZoneInfo(ZONES[user])).astimezone(UTC)
+    start = int((midnight - BEGIN).total_seconds()) // 60
+    log = [(1, user, start, "save_more", 0.5, "x"), (2, user, start + 1_439, "save_more", 0.5, "x")]
+    late = {1: 28, 2: 29, 3: 28, 4: 29}[user]  # the clocks went forward, so that 28 times 24 hours later the day is over
+    first = date(2025, 3, 6)
+    assert [len(read(log, as_of=first + timedelta(days=n))) for n in (0, 27, 28, late)] == [0, 0, 2 if late == 28 else 1, 2]
+    assert read(log, as_of=first + timedelta(days=27)).waiting == 2
+    assert read(log, as_of=first - timedelta(days=1)).waiting == 0  # not yet decided
+
+
+def test_an_answer_counts_up_to_the_minute_the_horizon_ends():
+    log = [(1, 1, 600, "save_more", 0.5, "x")]
+    for minute, response in ((600, "accepted"), (600 + 28 * DAY, "accepted"), (601 + 28 * DAY, "ignored"), (599, "ignored")):
+        assert ANSWERS[read(log, [(1, 1, minute, "accepted", True)]).response[0]] == response
+    assert rules(read(log, [(1, 1, 599, "accepted", True)])) == {("feedback", "before its decision"): 1}
+
+
+@pytest.mark.parametrize(("said", "engagement", "burden"), [
+    ([], 0, 1), ([("ignored", None)], 0, 1), ([("dismissed", None)], 0, 2), ([("accepted", None)], 1, 1), ([("accepted", False)], 0, 1),
+    ([("implemented", True)], 1, 1), ([("dismissed", None), ("implemented", None)], 1, 1), ([("accepted", True), ("dismissed", True)], 0, 2),
+])
+def test_engagement_and_burden(said, engagement, burden):
+    found = read([(1, 1, 600, "save_more", 0.5, "x")], [(n, 1, 700 + n, *a) for n, a in enumerate(said)])
+    assert found.parts[0, 2:].tolist() == [engagement, burden]
+
+
+@pytest.mark.parametrize("horizon", [28, 7])
+def test_money_and_goals_are_those_of_the_days_of_the_horizon(horizon):
+    log = [(1, 1, 600, "save_more", 0.5, "x")]
+    after = [(1, 800, -4_000), (1, 5 * DAY, -3_000)]
+
+    def money(*more):
+        return read(log, payments=[*ALWAYS, *after, *more], horizon=horizon).parts[0, 0]
+
+    ledgers = Ledgers.of(frames(payments=[*ALWAYS, *after]))
+    assert money() == money_and_goal(ledgers, [0], np.array(["2025-03-01"], "M8[D]"), horizon)[0, 0] != 0
+    assert money() == money((1, horizon * DAY + 1, -7_000))
+    assert money() > money((1, horizon * DAY - 1, -7_000))
+
+
+def test_nothing_said_is_no_burden_and_has_no_answer():
+    found = read([(1, 1, 600, "do_nothing", 0.5, "x")], [(1, 1, 700, "dismissed", None)])
+    assert ANSWERS[found.response[0]] == "none"
+    assert found.parts[0, 2:].tolist() == [0, 0]
+    assert rules(found) == {("feedback", "answer to nothing"): 1}
+
+
+# --- bad input ---
+
+
+def test_rows_set_aside_are_counted_with_examples_and_advice():
+    log = [
+        (1, 1, 600, "save_more", 0.5, "x"), (2, 1, 600, "save_mroe", 0.5, "x"), (3, 1, 600, "pay_debt", 0.0, "x"), (4, 1, 600, "pay_debt", NAN, "x"),
+        (5, 1, 600, "pay_debt", 2.0, "x"), (6, 7, 600, "pay_debt", 0.5, "x"), (7, 1, -99 * DAY, "pay_debt", 0.5, "x"), (8, 1, None, "pay_debt", 0.5, "x"),
+        (9, 1, 600, "save_more", 0.5, "x"), (10, 1, 700, "pay_debt", 0.5, "x"), (10, 1, 800, "pay_debt", 0.5, "x"), (1, 1, 600, "save_more", 0.5, "x"),
+    ]
+    found = read(log, [(1, 1, 700, "liked", None), (2, 99, 700, "accepted", None), (3, 1, None, "accepted", None), (4, 5, 700, "accepted", None)])
+    assert found.decision_id.tolist() == [1]
+    assert rules(found) == {
+        ("history", "unknown action"): 1, ("history", "impossible propensity"): 3, ("history", "unknown user"): 1, ("history", "before any transaction"): 1,
+        ("history", "no moment"): 1, ("history", "the same decision again"): 1, ("history", "one number for several"): 2, ("history", "the same row again"): 1,
+        ("feedback", "unknown answer"): 1, ("feedback", "unknown decision"): 1, ("feedback", "no moment"): 1, ("feedback", "decision set aside"): 1,
+    }
+    assert all(f.examples and f.advice for f in found.findings)
+    assert "waiting" not in repr(found)
+    assert "11 set aside" in repr(found)
+    assert "save_mroe" in found._repr_html_()
+
+
+def test_a_person_without_transactions_has_no_decisions_to_learn_from():
+    found = read([(1, 1, 600, "save_more", 0.5, "x"), (2, 2, 600, "save_more", 0.5, "x")], payments=[p for p in ALWAYS if p[0] != 1])
+    assert found.user_id.tolist() == [2]
+    assert rules(found) == {("history", "before any transaction"): 1}
+    on_the_day = [(1, 600, -1_000)]
+    assert len(read([(1, 1, 900, "save_more", 0.5, "x")], payments=on_the_day)) == 0
+    assert len(read([(1, 1, 900 + DAY, "save_more", 0.5, "x")], payments=on_the_day)) == 1
+
+
+def test_empty_tables_give_no_decisions():
+    found = read(payments=[])
+    assert isinstance(found, Decisions)
+    assert (len(found), found.findings, found.waiting) == (0, (), 0)
+    assert found.states(enhanced=False).shape == (0, 17)
+    assert found.states().shape == (0, 35)
+    assert found.take([]).split("2025-01-01")[0].discounts(0.9).shape == (0,)
+    assert found.returns(np.empty(0), 0.9).shape == (0,)
+    assert found.answers()["decisions"].sum() == 0
+    assert "0 of 0 people" in found._repr_html_() or found.to_dict()["decisions"] == 0
+    nobody = {n: f.clear() for n, f in frames().items()}
+    assert len(read_decisions(nobody, "2025-06-30")) == 0
+
+
+def test_one_row():
+    found = read([(1, 1, 600, "save_more", 0.5, None)], segmentation=None)
+    assert (found.next.tolist(), found.weeks_to_next.tolist(), found.strategy.tolist(), found.segment_id.tolist()) == ([-1], [0.0], ["unknown"], [-1])
+    assert found.states().shape == (1, 35)
+    with pytest.raises(ValueError, match="at least two decisions"):
+        found.log(found.parts[:, 2])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda f: f.pop("recommendation_history"), "no table 'recommendation_history'"),
+    (lambda f: f.pop("recommendation_feedback"), "no table 'recommendation_feedback'"),
+    (lambda f: f.update(recommendation_history=f["recommendation_history"].drop("propensity")), "lacks the column 'propensity'"),
+    (lambda f: f.update(recommendation_history=f["recommendation_history"].with_columns(pl.col("decided_at").dt.replace_time_zone(None))), "with a time zone"),
+    (lambda f: f.update(recommendation_feedback=f["recommendation_feedback"].with_columns(pl.col("received_at").dt.date())), "with a time zone"),
+    (lambda f: f.update(recommendation_history=f["recommendation_history"].with_columns(pl.col("decided_at").dt.to_string())), "with a time zone"),
+])
+def test_what_the_caller_got_wrong_is_said(change, message):
+    tables = frames([(1, 1, 600, "save_more", 0.5, "x")], payments=ALWAYS)
+    change(tables)
+    with pytest.raises(ValueError, match=message):
+        read_decisions(tables, "2025-06-30")
+
+
+@pytest.mark.parametrize("horizon", [0, -1, 2.5, True, None])
+def test_a_horizon_is_whole_days(horizon):
+    with pytest.raises(ValueError, match="horizon"):
+        read(horizon=horizon)
+
+
+def test_columns_of_other_widths_and_zones_are_read_alike():
+    log, answers = [(1, 1, 600, "save_more", 0.5, "x")], [(1, 1, 700, "accepted", True)]
+    tables = frames(log, answers, ALWAYS)
+    other = dict(tables)
+    other["recommendation_history"] = tables["recommendation_history"].with_columns(
+        pl.col("decided_at").dt.convert_time_zone("Asia/Tokyo").dt.cast_time_unit("ns"), pl.col("id", "user_id").cast(pl.Int32)).lazy()
+    other["recommendation_feedback"] = tables["recommendation_feedback"].drop("id", "helpful")
+    assert same(read_decisions(tables, "2025-06-30"), read_decisions(other, "2025-06-30"), but=("helpful",))
+
+
+# --- time: nothing from the future ---
+
+
+@pytest.fixture(scope="module")
+def population():
+    return generate(people=60, days=260, seed=11).frames
+
+
+LAST = START + timedelta(days=259)
+
+
+def shaken(frame, later, seed):
+    """`frame` with every number and text of the rows where `later` holds dealt out anew among them, and some of them lost."""
+    rng = np.random.default_rng(seed)
+    rows = np.flatnonzero(frame.select(later).to_series().to_numpy())
+    kept = np.setdiff1d(np.arange(frame.height), rows[rng.random(len(rows)) < 0.3])
+    order = np.arange(frame.height)
+    order[rows] = rng.permutation(rows)
+    swapped = frame[order].select(c for c in frame.columns if c not in ("id", "user_id", "occurred_at", "recommendation_id", "received_at"))
+    return frame.with_columns(swapped)[kept]
+
+
+def test_the_future_changes_nothing(population):
+    day = date(2024, 12, 15)
+    end = pl.lit(datetime(2024, 12, 17, tzinfo=UTC))  # later than the end of that day in every zone
+    future = {"transactions": "occurred_at", "recommendation_history": "decided_at", "recommendation_feedback": "received_at"}
+    cut = population | {name: population[name].filter(pl.col(c) < end) for name, c in future.items()}
+    known = read_decisions(cut, day)
+    assert len(known) > 300
+    assert known.waiting > 50
+    assert same(known, read_decisions(population, day))
+    odd = population | {"transactions": shaken(population["transactions"], pl.col("occurred_at") >= end, 1),
+                        "recommendation_feedback": shaken(population["recommendation_feedback"], pl.col("received_at") >= end, 2)}
+    assert same(known, read_decisions(odd, day))
+
+
+def test_what_comes_after_a_decisions_horizon_changes_no_outcome(population):
+    whole = read_decisions(population, LAST)
+    day = np.datetime64("2024-11-04")
+    before = np.flatnonzero(whole.day <= day)
+    end = pl.lit(datetime(2024, 11, 4, tzinfo=UTC) + timedelta(days=30))
+    odd = read_decisions(population | {
+        "transactions": shaken(population["transactions"], pl.col("occurred_at") >= end, 3),
+        "recommendation_feedback": shaken(population["recommendation_feedback"], pl.col("received_at") >= end, 4)}, LAST)
+    assert len(before) > 200
+    for name in ("values", "parts", "response", "helpful", "propensity"):
+        assert np.array_equal(getattr(whole, name)[before], getattr(odd, name)[before], equal_nan=True), name
+    assert not np.array_equal(whole.values, odd.values, equal_nan=True)  # the alteration was real
+
+
+def test_what_comes_after_a_decision_changes_no_state(population):
+    whole = read_decisions(population, LAST)
+    morning = pl.lit(datetime(2024, 11, 4, tzinfo=UTC) + timedelta(hours=1))  # all zones of the population are behind it
+    odd = read_decisions(population | {"transactions": shaken(population["transactions"], pl.col("occurred_at") >= morning, 5)}, LAST)
+    before = whole.day <= np.datetime64("2024-11-04")
+    assert np.array_equal(whole.values[before], odd.values[before], equal_nan=True)
+    assert not np.array_equal(whole.values[~before], odd.values[~before], equal_nan=True)
+
+
+def test_states_are_those_that_a_request_would_have_seen(population):
+    found = read_decisions(population, LAST)
+    ledgers = Ledgers.of(population)
+    for i in range(0, len(found), 97):
+        person = ledgers.person(int(np.searchsorted(ledgers.user_ids, found.user_id[i])))
+        assert np.array_equal(found.values[i], features_of(person, found.day[i].astype(int) - 1), equal_nan=True)
+
+
+# --- the same whatever the order, the threads and the container ---
+
+
+def test_order_threads_and_container_do_not_matter(population, tmp_path):
+    found = read_decisions(population, LAST)
+    mixed = {n: f.sample(fraction=1, shuffle=True, seed=3) for n, f in population.items()}
+    assert same(found, read_decisions(mixed, LAST))
+    assert same(found, read_decisions(write_snapshot(population, tmp_path), LAST))
+    ledgers = Ledgers.of(population)
+    person, day = np.searchsorted(ledgers.user_ids, found.user_id), found.day.astype(np.int64)
+    assert all(np.array_equal(found.values, numbers_before(ledgers, person, day, threads), equal_nan=True) for threads in (1, 3))
+
+
+# --- parts of the log ---
+
+
+def test_rows_taken_keep_their_sequence_or_end_it(population):
+    found = read_decisions(population, LAST)
+    some = found.take(np.random.default_rng(1).random(len(found)) < 0.7)
+    place = {i: k for k, i in enumerate(some.decision_id.tolist())}
+    whole = dict(zip(found.decision_id.tolist(), np.append(found.decision_id, -1)[found.next].tolist(), strict=True))
+    for k, i in enumerate(some.decision_id.tolist()):
+        assert some.next[k] == place.get(whole[i], -1)
+    assert (some.weeks_to_next[some.next < 0] == 0).all()
+    assert same(found, found.take(np.arange(len(found))))
+    back = found.take(np.arange(len(found))[::-1])
+    reward = found.parts[:, 2]
+    assert np.array_equal(back.returns(reward[::-1], 0.95)[::-1], found.returns(reward, 0.95))
+    alone = found.user_id == found.user_id[500]
+    by_hand = sum(r * 0.95 ** (d / 7) for r, d in zip(reward[alone], (found.decided_at[alone] - found.decided_at[alone][0]) / np.timedelta64(1, "D"), strict=True))
+    assert math.isclose(found.returns(reward, 0.95)[alone][0], by_hand, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("day", ["2024-11-30", date(2024, 11, 30), "2020-01-01", "2030-01-01"])
+def test_no_outcome_reaches_over_a_split(population, day):
+    found = read_decisions(population, LAST)
+    earlier, later = found.split(day)
+    edge = np.datetime64(day)
+    assert (earlier.day + found.horizon < edge).all()
+    assert (later.day >= edge).all()
+    between = (found.day < edge) & (found.day + found.horizon >= edge)
+    assert len(earlier) + len(later) + between.sum() == len(found)
+    assert (later.next != -1).sum() == (found.next[found.day >= edge] != -1).sum()
+
+
+def test_states_rank_among_the_peers_given(population):
+    found = read_decisions(population, LAST)
+    earlier, later = found.split("2024-12-01")
+    peers = earlier.peers()
+    wanted = EnhancedStateVector(later.values, later.segment_id, peers).state.values
+    assert np.array_equal(later.states(peers), wanted.astype(np.float32))
+    assert later.states().dtype == np.float32
+    assert not np.array_equal(later.states(), later.states(peers))
+    assert np.array_equal(earlier.states(), earlier.states(Peers.fit(earlier.values, earlier.segment_id)))
+    log = found.log(found.parts[:, 2], contexts=found.states(enhanced=False))
+    assert (len(log), log.n_actions) == (len(found), 12)
+    assert np.array_equal(log.units, found.user_id)
