@@ -221,15 +221,15 @@ def test_engagement_and_burden(said, engagement, burden):
 @pytest.mark.parametrize("horizon", [28, 7])
 def test_money_and_goals_are_those_of_the_days_of_the_horizon(horizon):
     log = [(1, 1, 600, "save_more", 0.5, "x")]
-    after = [(1, 800, -4_000), (1, 5 * DAY, -3_000)]
+    after = [(1, 800, -400), (1, 5 * DAY, -300)]
 
     def money(*more):
         return read(log, payments=[*ALWAYS, *after, *more], horizon=horizon).parts[0, 0]
 
     ledgers = Ledgers.of(frames(payments=[*ALWAYS, *after]))
     assert money() == money_and_goal(ledgers, [0], np.array(["2025-03-01"], "M8[D]"), horizon)[0, 0] != 0
-    assert money() == money((1, horizon * DAY + 1, -7_000))
-    assert money() > money((1, horizon * DAY - 1, -7_000))
+    assert money() == money((1, horizon * DAY + 1, -700))
+    assert money() > money((1, horizon * DAY - 1, -700))
 
 
 def test_nothing_said_is_no_burden_and_has_no_answer():
