@@ -1,8 +1,14 @@
 """What a backend imports: services that stand on files and a database, never on training code."""
 
-_WHERE = {"UserSegmentationService": "segmentation", "UserSegmentation": "segmentation", "ServiceError": "segmentation"}
+_WHERE = {
+    "CoachingRecommendation": "recommendation",
+    "EnhancedCQLModelService": "recommendation",
+    "ServiceError": "segmentation",
+    "UserSegmentation": "segmentation",
+    "UserSegmentationService": "segmentation",
+}
 
-__all__ = ["ServiceError", "UserSegmentation", "UserSegmentationService"]
+__all__ = ["CoachingRecommendation", "EnhancedCQLModelService", "ServiceError", "UserSegmentation", "UserSegmentationService"]
 
 
 def __getattr__(name: str):
