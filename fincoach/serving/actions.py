@@ -23,7 +23,7 @@ from ..data.tables import CATEGORIES, DEBT, DISCRETIONARY, ESSENTIAL, FEE, SEGME
 from ..features.behavior import FEATURES, NAMES
 from ..features.ledger import Person
 
-# %% ../../nbs/serving/actions.ipynb #02d3aa2b
+# %% ../../nbs/serving/actions.ipynb #56bd40b8
 class Quantity(NamedTuple):
     """`base` x (`plus` terms - `minus` terms), not below 0 if `floored`. `kind` says how it is written: money or share."""
 
@@ -52,6 +52,7 @@ QUANTITIES = (
     Quantity("reserve", "money", "cash and savings", "spending_weekly", "reserve_weeks"),
     Quantity("goal_weekly", "money", "needed by the open goals, a week", "income_weekly", "goal_pressure"),
     Quantity("goal_gap_weekly", "money", "needed by the open goals beyond what is set aside, a week", "income_weekly", "goal_pressure", ("set_aside",)),
+    Quantity("goal_gap_share", "share", "the same as a share of income", "all", "goal_pressure", ("set_aside",)),
 )
 
 # %% ../../nbs/serving/actions.ipynb #8f1b2639
@@ -133,7 +134,7 @@ class _Rules:
         ok = np.where(self.unknown, np.isnan(x), x * self.direction >= self.bound)
         return ((~ok).astype(float) @ self.parts == 0).astype(float) @ self.of > 0
 
-# %% ../../nbs/serving/actions.ipynb #b8069e1c
+# %% ../../nbs/serving/actions.ipynb #2b5bdfee
 class Amount(NamedTuple):
     """`of` x weeks x (`fixed` + `share` x the strategy's scale), at most `within`: (known number, factor) pairs."""
 
@@ -149,17 +150,17 @@ class Amount(NamedTuple):
         return f"{self.of} x ({self.fixed:g} {step}) a {self.every}{inside}" if self.fixed else f"{self.of} x {step}, {self.every}{inside}"
 
 
-WEEKS = {"week": 1, "month": 4, "once": 4}
+WEEKS = {"week": 1, "month": 4, "once": 1}
 
 
 def round_down(minor: float, digits: float = 1.5) -> int:
     """The largest round figure not above an amount in minor units; 0 below 1, and where there is no number.
 
-    Of one and a half digits (1, 1.5, 2, ... 9.5) or of two.
+    Of one and a half digits (1, 1.5, 2, ... 9.5), or of two (10, 11, ... 50, 55, ... 95).
     """
     whole = int(minor) if math.isfinite(minor) and 1 <= minor < 2**53 else 0
     power = 10 ** (len(str(whole)) - 1)
-    step = max(power // 2 if digits == 1.5 else power // 10, 1)
+    step = max(power // 2 if digits == 1.5 or whole >= 5 * power else power // 10, 1)
     return whole // step * step
 
 # %% ../../nbs/serving/actions.ipynb #c4132567
@@ -228,7 +229,7 @@ class CoachingAction(NamedTuple):
         sized = [n for m in self.messages if m.amount for n in (m.amount.of, *(w for w, _ in m.amount.within))]
         return tuple(dict.fromkeys(n for n in (*said, *asked, *sized) if n in _AT))
 
-# %% ../../nbs/serving/actions.ipynb #98ecdd97
+# %% ../../nbs/serving/actions.ipynb #d5153882
 SAVERS, IMPULSE, GOALS, BUDGET, SPENDERS = SEGMENTS
 _ASIDE = (("idle_weekly", 1.0), ("reserve", 0.25))
 _FREE = ("dining", "shopping", "entertainment", "personal_care")
@@ -238,8 +239,8 @@ _KEEPING = (
     CoachingAction(
         "save_more", ActionType.SAVE_MORE, "set aside a part of what stays on the account", Urgency.NORMAL,
         (SAVERS, GOALS, BUDGET), _any("savings_rate >= 0.05"), (), (
-            Message("In recent weeks about {idle_weekly} a week stayed on your account, neither spent nor set aside. If you like, move "
-                    "{amount} of it to savings each week; the rest stays at hand.",
+            Message("Lately about {idle_weekly} a week stayed on your account, neither spent nor set aside. If you like, move {amount} of "
+                    "it to savings each week; the rest stays at hand.",
                     amount=Amount("idle_weekly", 0.5, within=_ASIDE)),
             Message("You set aside about {put_weekly} a week, {saved_share} of your income. When more comes in than usual, a refund or a "
                     "bonus, putting half of it there keeps this going without changing your weeks.", _any("saved_share >= 0.05")),
@@ -265,19 +266,20 @@ _KEEPING = (
             Message("Your cash and savings would carry you for {reserve_weeks}. A cushion of its own, started with whatever is left at "
                     "the end of a good week, takes the edge off a broken washing machine.", _any("reserve_weeks <= 26")),
             Message("Three months of your usual spending come to about {quarter_spent}. Kept apart, that is a cushion for a broken "
-                    "washing machine or a month without work; any part of it already helps.", _any("spending_weekly >= 1")),
+                    "washing machine or a month without work; any part of it already helps.", _any("transactions_weekly >= 0.01")),
             Message("A cushion kept apart from the rest makes a broken washing machine a nuisance instead of a worry. Any part of it "
                     "already helps."))),
 )
 
-# %% ../../nbs/serving/actions.ipynb #e74332e2
+# %% ../../nbs/serving/actions.ipynb #299f1069
 _SPENDING = (
     CoachingAction(
         "reduce_spending", ActionType.REDUCE_SPENDING, "spend a little less on things of free choice", Urgency.HIGH,
         (IMPULSE, SPENDERS), _any("free_share >= 0.15, savings_rate <= 0.2", "free_share >= 0.15, savings_rate unknown",
                                   "free_share >= 0.15, spending_pace >= 1.2", "free_share >= 0.15, low_balance_share >= 0.1"), _FREE, (
-            Message("The last seven days came to about {week_spent}; a usual week of yours is {spending_weekly}. A calmer week evens it "
-                    "out: {amount} less for {category}, for example.", _any("spending_pace >= 1.3"), Amount("category_weekly", 0.2), "largest"),
+            Message("The last seven days came to about {week_spent}; a usual week of yours is {spending_weekly}. Weeks differ. If this "
+                    "one was not planned, going easy on {category} for a week gives about {amount} back.", _any("spending_pace >= 1.3"),
+                    Amount("category_weekly", 0.4, every="once"), "largest"),
             Message("{Category} came to about {category_weekly} a week lately. Spending {amount} a week less there would leave you "
                     "{amount_year} more in a year. You know best which part of it you enjoy; keep that.",
                     amount=Amount("category_weekly", 0.15), about="largest"),
@@ -288,10 +290,10 @@ _SPENDING = (
                     "experiment."))),
     CoachingAction(
         "adjust_budget", ActionType.ADJUST_BUDGET, "set a weekly frame for things of free choice", Urgency.NORMAL,
-        (IMPULSE, GOALS, BUDGET, SPENDERS), _any("free_weekly >= 1, spending_volatility >= 0.4", "free_weekly >= 1, budget_discipline <= 0.85",
-                                          "free_weekly >= 1, spending_pace >= 1.2"), ("groceries", "transport", *_FREE), (
-            Message("{Category} went from about {category_before} to {category_weekly} a week over the last months. If that is how you "
-                    "want it, all is well. If not, {amount} a week is a frame that leads back step by step.",
+        (IMPULSE, GOALS, BUDGET, SPENDERS), _any("free_share >= 0.05, spending_volatility >= 0.4", "free_share >= 0.05, budget_discipline <= 0.85",
+                                          "free_share >= 0.05, spending_pace >= 1.2"), ("groceries", "transport", *_FREE), (
+            Message("{Category} came to about {category_weekly} a week in the last three months, after {category_before} in the three "
+                    "before. If that is how you want it, all is well. If not, {amount} a week is a frame that leads back step by step.",
                     amount=Amount("category_weekly", -0.1, fixed=1.0), about="risen"),
             Message("Things you choose freely come to about {free_weekly} a week, more in some weeks and less in others. A frame of "
                     "{amount} a week shows you by Thursday whether the weekend can be a big one.", _any("spending_volatility >= 0.4"),
@@ -302,7 +304,7 @@ _SPENDING = (
                     "first figure for it."))),
     CoachingAction(
         "review_subscriptions", ActionType.REVIEW_SUBSCRIPTIONS, "go through what is paid regularly", Urgency.LOW,
-        (SAVERS, IMPULSE, SPENDERS), _any("spending_weekly >= 1"), ("subscriptions",), (
+        (SAVERS, IMPULSE, SPENDERS), _any("transactions_weekly >= 0.01"), ("subscriptions",), (
             Message("Subscriptions come to about {category_month} a month for you, {category_year} a year. Which of them did you use in "
                     "the last four weeks? Keep those, and see whether the others are still worth it to you.", about="largest"),
             Message("When did you last go through your subscriptions? A list on paper takes ten minutes: keep what you use, and let "
@@ -310,8 +312,8 @@ _SPENDING = (
     CoachingAction(
         "pause_purchases", ActionType.REDUCE_SPENDING, "sleep on a purchase before making it", Urgency.NORMAL,
         (IMPULSE, SPENDERS), _any("impulse_share >= 0.15", "payday_effect >= 1.3", "spending_pace >= 1.3"), (), (
-            Message("In the week after your income arrives you spend about {payday_effect} as much as usual on things of free choice. "
-                    "Try letting a wish wait until the week after: some pass, and those that stay are the good ones.",
+            Message("In the week after your income arrives you spend about {payday_effect} as much as usual on extras. Try letting a wish "
+                    "wait until the week after: some pass, and those that stay are the good ones.",
                     _any("payday_effect >= 1.5")),
             Message("About {impulse_share} of your purchases for pleasure come soon after another one, or late at night. A night's sleep in "
                     "between is a simple test: what you still want in the morning is worth having.", _any("impulse_share >= 0.2")),
@@ -321,7 +323,7 @@ _SPENDING = (
                     "having."))),
 )
 
-# %% ../../nbs/serving/actions.ipynb #a6c0d65f
+# %% ../../nbs/serving/actions.ipynb #5cc4d00d
 _AIMS = (
     CoachingAction(
         "set_goal", ActionType.SET_GOAL, "name something to save for", Urgency.LOW, (SAVERS, IMPULSE, BUDGET, SPENDERS),
@@ -334,15 +336,15 @@ _AIMS = (
         "catch_up_goal", ActionType.SET_GOAL, "bring a goal back on course, or move its date", Urgency.HIGH, (SAVERS, GOALS),
         _any("goal_progress <= 0.99, goal_pressure >= 0.01"), (), (
             Message("To be ready in time your goals need about {goal_weekly} a week, and you set aside {put_weekly}. Another {amount} a "
-                    "week would bring them closer. A later date is just as good.", _any("goal_gap_weekly >= 1, put_weekly >= 1"),
+                    "week would bring them closer. A later date is just as good.", _any("goal_gap_share >= 0.002, saved_share >= 0.002"),
                     Amount("goal_gap_weekly", 0.7, within=(("goal_gap_weekly", 1.0), *_ASIDE))),
             Message("To be ready in time your goals need about {goal_weekly} a week. Setting aside {amount} a week would bring them "
-                    "closer. A later date is just as good.", _any("goal_gap_weekly >= 1"),
+                    "closer. A later date is just as good.", _any("goal_gap_share >= 0.002"),
                     Amount("goal_gap_weekly", 0.7, within=(("goal_gap_weekly", 1.0), *_ASIDE))),
             Message("To be ready in time your goals need about {goal_weekly} a week, more than you set aside at present. A later date or "
-                    "a smaller step is fine: the goal stays yours.", _any("goal_gap_weekly >= 1")),
+                    "a smaller step is fine: the goal stays yours.", _any("goal_gap_share >= 0.002")),
             Message("Your goals need about {goal_weekly} a week, and you set aside {put_weekly}: enough to be ready in time. A "
-                    "small extra now and then brings the day closer.", _any("goal_gap_weekly <= 0, put_weekly >= 1")),
+                    "small extra now and then brings the day closer.", _any("goal_gap_share <= 0, saved_share >= 0.002")),
             Message("A look at your goals is worth a minute: is the date still the one you want? Moving it is always possible."))),
     CoachingAction(
         "pay_debt", ActionType.PAY_DEBT, "pay off a loan sooner, or ask about it", Urgency.HIGH, (IMPULSE, BUDGET, SPENDERS),
@@ -351,9 +353,9 @@ _AIMS = (
                     "through them with you, in confidence, and looks for a plan that leaves more room.", _any("debt_share >= 0.3", "debt_share >= 0.1, reserve_weeks <= 2")),
             Message("Loan payments come to about {category_weekly} a week. There is room for {amount} extra this month; if your contract "
                     "allows it, the loan ends sooner and costs less interest.", _any("reserve_weeks >= 4"),
-                    Amount("idle_weekly", 0.5, every="once", within=_ASIDE), "largest"),
+                    Amount("idle_weekly", 0.5, every="month", within=(*_ASIDE, ("category_weekly", 1.0))), "largest"),
             Message("Loan payments and bank fees take about {debt_weekly} of your money each week. One call to your bank tells which of "
-                    "the fees can go, and whether an extra payment now and then is possible.", _any("debt_weekly >= 1")),
+                    "the fees can go, and whether an extra payment now and then is possible."),
             Message("One call to your bank tells which fees can go, and whether an extra payment on a loan is possible."))),
     CoachingAction(
         "celebrate", ActionType.CELEBRATE, "say what went well", Urgency.LOW, (SAVERS, GOALS, BUDGET),
@@ -502,7 +504,7 @@ def exploration(limits: Limits, stressed) -> np.ndarray:
     """The share of decisions that may be tried out (n,): `limits.explore`, and 0 for people in stress."""
     return np.where(np.asarray(stressed, bool), 0.0, limits.checked().explore)
 
-# %% ../../nbs/serving/actions.ipynb #6fe26509
+# %% ../../nbs/serving/actions.ipynb #23609488
 class Advice(NamedTuple):
     """A line of the rules: when it holds, for people of `segment` (empty: everybody), this action is advised."""
 
@@ -515,7 +517,7 @@ ADVICE = (
     Advice(_any("debt_share >= 0.2", "debt_share >= 0.1, reserve_weeks <= 4"), "", "pay_debt"),
     Advice(_any("reserve_weeks <= 4", "low_balance_share >= 0.3"), "", "build_emergency_fund"),
     Advice(_any("spending_pace >= 1.5, savings_rate <= 0.1"), "", "reduce_spending"),
-    Advice(_any("goal_gap_weekly >= 1"), "", "catch_up_goal"),
+    Advice(_any("goal_gap_share >= 0.002"), "", "catch_up_goal"),
     Advice(_any("goal_progress >= 0.5"), "", "celebrate"),
     Advice((), SAVERS, "automate_saving"),
     Advice(_any("spending_pace >= 1.2"), IMPULSE, "reduce_spending"),
@@ -574,7 +576,7 @@ def category_facts(person: Person, day: int, names: dict[int, str] | None = None
     found = [CategoryFact(i, names[i], float(now[i]), float(before[i])) for i in np.flatnonzero(now > 0).tolist() if i in names]
     return tuple(sorted(found, key=lambda f: (-f.weekly, f.category_id)))
 
-# %% ../../nbs/serving/actions.ipynb #1d40a20b
+# %% ../../nbs/serving/actions.ipynb #f68e0bf3
 _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£", "JPY": "¥", "INR": "₹", "KRW": "₩", "ILS": "₪"}
 _SPOKEN = {"dining": "eating out", "entertainment": "going out", "personal_care": "personal care", "debt_payment": "loan payments"}
 
@@ -588,9 +590,9 @@ def _money(minor: int, currency: str) -> str:
 
 
 def _about(major: float, currency: str) -> str:
-    """A sum that is told as 'about': whole units from ten on, minor units below."""
-    places = decimals(currency)
-    return _money(round(major) * 10**places if major >= 10 else round(major * 10**places), currency)
+    """A sum that is told as 'about': three digits, in whole units from one on."""
+    places, rough = decimals(currency), 10.0 ** max(math.floor(math.log10(major)) - 2, 0) if major >= 1 else 1.0
+    return _money(round(round(major / rough) * rough) * 10**places if major >= 1 else round(major * 10**places), currency)
 
 
 def _spoken(name: str) -> str:
@@ -621,7 +623,7 @@ def _written(name: str, x: float, currency: str) -> str:
 _KIND = {f.name: {"money": "money", "money/week": "money", "share": "share", "weeks": "weeks", "ratio": "times", "days": "days"}.get(f.unit, "times")
          for f in FEATURES} | {q.name: q.kind for q in QUANTITIES}
 
-# %% ../../nbs/serving/actions.ipynb #20136ea7
+# %% ../../nbs/serving/actions.ipynb #5e3a10db
 class Evidence(NamedTuple):
     """A number that a suggestion stands on: its name, value and how it is written."""
 
@@ -631,7 +633,7 @@ class Evidence(NamedTuple):
 
 
 class Suggestion(NamedTuple):
-    """What is said: amount in minor units and how often ('week', 'month', 'once'), category, urgency, words, evidence."""
+    """What is said: amount in minor units and how often ('week', 'month', or 'once': for one week), category, urgency, words, evidence."""
 
     action: str
     type: ActionType
@@ -646,10 +648,11 @@ class Suggestion(NamedTuple):
 
 
 def _target(action: CoachingAction, about: str, facts: tuple[CategoryFact, ...]) -> CategoryFact | None:
-    """The category that a message is about: the largest of the action's, or the one that rose most (by a quarter at least)."""
+    """The category that a message is about: the largest of the action's, or the one that rose most: by half, and by a twentieth of all."""
     own = [f for f in facts if f.category in action.target_category and math.isfinite(f.weekly) and f.weekly > 0 and _spoken(f.category)]
     if about == "risen":
-        own = [f for f in own if f.before > 0 and f.weekly >= 1.25 * f.before]
+        whole = sum(f.weekly for f in facts)
+        own = [f for f in own if f.before > 0 and f.weekly >= 1.5 * f.before and f.weekly - f.before >= 0.05 * whole]
     size = (lambda f: f.weekly - f.before) if about == "risen" else (lambda f: f.weekly)
     return max(own, key=lambda f: (size(f), -f.category_id), default=None)
 
