@@ -19,6 +19,7 @@ from fincoach.features.ledger import Ledgers
 from fincoach.features.state import EnhancedStateVector, Peers
 from fincoach.recommend.decisions import ANSWERS, Decisions, numbers_before, read_decisions
 from fincoach.recommend.rewards import money_and_goal
+from fincoach.serving.inference import Cluster, FeatureScaling, SegmentationParameters
 
 ACTIONS = ("do_nothing", "save_more", "pay_debt")
 MOMENT = pl.Datetime("us", "UTC")
@@ -28,7 +29,7 @@ HISTORY = {"id": pl.Int64, "user_id": pl.Int64, "decided_at": MOMENT, "action": 
 FEEDBACK = {"id": pl.Int64, "recommendation_id": pl.Int64, "received_at": MOMENT, "response": pl.String, "helpful": pl.Boolean}
 PAYMENTS = {"id": pl.Int64, "user_id": pl.Int64, "occurred_at": MOMENT, "amount_minor": pl.Int64, "currency": pl.String, "category_id": pl.Int64}
 NAN = math.nan
-quick = settings(deadline=None, max_examples=80, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+quick = settings(deadline=None, max_examples=50, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 def at(minutes):
@@ -299,6 +300,10 @@ def test_one_row():
     (lambda f: f.update(recommendation_history=f["recommendation_history"].with_columns(pl.col("decided_at").dt.replace_time_zone(None))), "with a time zone"),
     (lambda f: f.update(recommendation_feedback=f["recommendation_feedback"].with_columns(pl.col("received_at").dt.date())), "with a time zone"),
     (lambda f: f.update(recommendation_history=f["recommendation_history"].with_columns(pl.col("decided_at").dt.to_string())), "with a time zone"),
+    (lambda f: f.update(recommendation_history=f["recommendation_history"].with_columns(pl.col("id").cast(pl.Float64))), "id is Float64, not Int64"),
+    (lambda f: f.update(recommendation_history=f["recommendation_history"].with_columns(pl.col("propensity").cast(pl.String))), "propensity is String, not Float64"),
+    (lambda f: f.update(recommendation_feedback=f["recommendation_feedback"].with_columns(pl.lit("yes").alias("helpful"))), "helpful is String, not Boolean"),
+    (lambda f: f.update(users=f["users"].with_columns(pl.lit("Mars/Base").alias("timezone"))), "time zone"),
 ])
 def test_what_the_caller_got_wrong_is_said(change, message):
     tables = frames([(1, 1, 600, "save_more", 0.5, "x")], payments=ALWAYS)
@@ -321,6 +326,48 @@ def test_columns_of_other_widths_and_zones_are_read_alike():
         pl.col("decided_at").dt.convert_time_zone("Asia/Tokyo").dt.cast_time_unit("ns"), pl.col("id", "user_id").cast(pl.Int32)).lazy()
     other["recommendation_feedback"] = tables["recommendation_feedback"].drop("id", "helpful")
     assert same(read_decisions(tables, "2025-06-30"), read_decisions(other, "2025-06-30"), but=("helpful",))
+
+
+def test_columns_without_any_value_are_read():
+    tables = frames([(1, 1, 600, "save_more", None, None)], payments=ALWAYS)
+    tables["recommendation_history"] = tables["recommendation_history"].with_columns(pl.lit(None).alias("propensity"), pl.lit(None).alias("strategy"))
+    assert rules(read_decisions(tables, "2025-06-30")) == {("history", "impossible propensity"): 1}
+
+
+def test_markup_in_a_log_is_text_in_the_card():
+    found = read([(1, 1, 600, "<script>alert(1)</script>", 0.5, "<b>"), (2, 1, 600, "save_more", 0.5, "<b>")])
+    assert "<script" not in found._repr_html_()
+    assert "&lt;script" in found._repr_html_()
+
+
+# --- segments ---
+
+
+def scheme(*clusters, feature="spending_weekly"):
+    """A segmentation by one feature: (segment, centre, weight)."""
+    return SegmentationParameters("made", date(2025, 1, 1), (FeatureScaling(feature, "linear", 50.0, 0.0, 1.0, 1e6),), tuple(
+        Cluster(s, f"segment {s}", 1.0, w, (c,)) for s, c, w in clusters), 1.0, 0.1)
+
+
+def test_segments_are_those_of_the_numbers_before_the_decision():
+    log = [(1, 1, 600, "save_more", 0.5, "x"), (2, 1, 60 * DAY, "save_more", 0.5, "x")]
+    payments = [*ALWAYS, *((1, k * DAY, -90_000) for k in range(20, 60))]
+    found = read(log, payments=payments, segmentation=scheme((2, 30.0, 0.5), (4, 3_000.0, 0.5)))
+    assert found.segment_id.tolist() == [2, 4]
+    assert found.segmentation == "made"
+    assert found.states()[:, [19, 21]].tolist() == [[1, 0], [0, 1]]
+
+
+def test_two_groups_of_one_segment_count_together():
+    level = extract(Ledgers.of(frames(payments=ALWAYS)), date(2025, 2, 28))[0, 1]
+    groups = scheme((0, level + 0.1, 0.4), (1, level - 0.2, 0.3), (1, level + 0.2, 0.3))
+    assert read([(1, 1, 600, "save_more", 0.5, "x")], segmentation=groups).segment_id.tolist() == [1]
+    assert read([(1, 1, 600, "save_more", 0.5, "x")], segmentation=scheme((-1, 0.0, 1.0))).segment_id.tolist() == [-1]
+
+
+def test_a_segmentation_by_other_numbers_is_refused():
+    with pytest.raises(ValueError, match="needs the number 'shoe_size'"):
+        read([(1, 1, 600, "save_more", 0.5, "x")], segmentation=scheme((0, 0.0, 1.0), feature="shoe_size"))
 
 
 # --- time: nothing from the future ---

@@ -37,7 +37,15 @@ OPTIONAL = {
 SILENT = "do_nothing"
 ANSWERS = ("none", "ignored", "dismissed", "accepted", "implemented")  # none: there was nothing to answer, that is after SILENT
 
-# %% ../../nbs/recommend/decisions.ipynb #a5edcbc3
+# %% ../../nbs/recommend/decisions.ipynb #96ced002
+def _fits(have, want) -> bool:
+    """Whether a column of type `have` can be read as `want` without losing anything."""
+    if isinstance(want, pl.Datetime):
+        return isinstance(have, pl.Datetime) and have.time_zone is not None
+    alike = have.is_integer() if want.is_integer() else have.is_numeric() if want.is_float() else isinstance(have, (pl.Categorical, pl.Enum)) and want == pl.String
+    return bool(alike) or have in (want, pl.Null)
+
+
 def _read(source, name: str) -> pl.DataFrame:
     """The columns of a table of the log, moments in microseconds UTC; a `ValueError` if they are not there."""
     try:
@@ -47,10 +55,11 @@ def _read(source, name: str) -> pl.DataFrame:
     have = frame.collect_schema()
     if missing := [c for c in NEEDED[name] if c not in have]:
         raise ValueError(f"{name} lacks the column {missing[0]!r}; it has {', '.join(have)}")
-    moment = [*NEEDED[name]][-1]
-    if not isinstance(have[moment], pl.Datetime) or have[moment].time_zone is None:
-        raise ValueError(f"{name}.{moment} is {have[moment]}, not a moment with a time zone: FinCoach stores UTC; use .dt.replace_time_zone('UTC')")
     wanted = NEEDED[name] | {c: t for c, t in OPTIONAL[name].items() if c in have}
+    for column, kind in wanted.items():
+        if not _fits(have[column], kind):
+            more = " with a time zone: FinCoach stores UTC; use .dt.replace_time_zone('UTC')" if kind == MOMENT else ""
+            raise ValueError(f"{name}.{column} is {have[column]}, not {kind.__class__.__name__ if kind == MOMENT else kind}{more}")
     return frame.select(pl.col(c).cast(t) for c, t in wanted.items()).with_columns(
         pl.lit(None, t).alias(c) for c, t in OPTIONAL[name].items() if c not in have).collect()
 
