@@ -126,11 +126,7 @@ def plainly(decisions, answers, payments, as_of, horizon):
     if several:
         found["feedback", "answered more than once"] = len(several)
 
-    def mature(r):
-        over = r[2] + timedelta(days=horizon)
-        return max(local(over, r[1]), local(r[2], r[1]) + timedelta(days=horizon)) <= as_of
-
-    rows = sorted((r for r in rows if mature(r)), key=lambda r: (r[1], r[2], r[0]))
+    rows = sorted((r for r in rows if local(r[2] + timedelta(days=horizon), r[1]) <= as_of), key=lambda r: (r[1], r[2], r[0]))
     following = {a[0]: b[0] for a, b in pairwise(rows) if a[1] == b[1]}
     out = {}
     for r in rows:
@@ -201,6 +197,18 @@ def test_a_decision_counts_once_its_horizon_is_over_wherever_the_clocks_stand(us
     assert [len(read(log, as_of=first + timedelta(days=n))) for n in (0, 27, 28, late)] == [0, 0, 2 if late == 28 else 1, 2]
     assert read(log, as_of=first + timedelta(days=27)).waiting == 2
     assert read(log, as_of=first - timedelta(days=1)).waiting == 0  # not yet decided
+    found = read(log)
+    assert (found.over - found.day).astype(int).tolist() == [28, late]
+    for split, rows in ((0, (0, 2)), (28, (0, 0)), (29, (1 + (late == 28), 0)), (30, (2, 0))):
+        assert tuple(map(len, found.split(first + timedelta(days=split)))) == rows
+
+
+def test_where_the_clocks_went_back_the_horizon_ends_an_hour_earlier():
+    night = datetime(2025, 10, 20, 0, 30, tzinfo=ZoneInfo("Europe/Berlin")).astimezone(UTC)
+    log = [(1, 4, int((night - BEGIN).total_seconds()) // 60, "save_more", 0.5, "x")]
+    assert [len(read(log, as_of=date(2025, 11, d))) for d in (15, 16)] == [0, 1]
+    last = int((night - BEGIN).total_seconds()) // 60 + 28 * DAY
+    assert read(log, [(1, 1, last, "accepted", None)], as_of=date(2025, 11, 16)).parts[0, 2] == 1
 
 
 def test_an_answer_counts_up_to_the_minute_the_horizon_ends():
@@ -212,7 +220,7 @@ def test_an_answer_counts_up_to_the_minute_the_horizon_ends():
 
 @pytest.mark.parametrize(("said", "engagement", "burden"), [
     ([], 0, 1), ([("ignored", None)], 0, 1), ([("dismissed", None)], 0, 2), ([("accepted", None)], 1, 1), ([("accepted", False)], 0, 1),
-    ([("implemented", True)], 1, 1), ([("dismissed", None), ("implemented", None)], 1, 1), ([("accepted", True), ("dismissed", True)], 0, 2),
+    ([("accepted", True), ("accepted", False)], 0, 1), ([("accepted", False), ("accepted", None)], 1, 1), ([("implemented", True)], 1, 1), ([("dismissed", None), ("implemented", None)], 1, 1), ([("accepted", True), ("dismissed", True)], 0, 2),
 ])
 def test_engagement_and_burden(said, engagement, burden):
     found = read([(1, 1, 600, "save_more", 0.5, "x")], [(n, 1, 700 + n, *a) for n, a in enumerate(said)])
@@ -475,9 +483,10 @@ def test_no_outcome_reaches_over_a_split(population, day):
     found = read_decisions(population, LAST)
     earlier, later = found.split(day)
     edge = np.datetime64(day)
-    assert (earlier.day + found.horizon < edge).all()
+    assert (earlier.over < edge).all()
     assert (later.day >= edge).all()
-    between = (found.day < edge) & (found.day + found.horizon >= edge)
+    between = (found.day < edge) & (found.over >= edge)
+    assert set(np.unique(found.over - found.day).astype(int)) <= {27, 28, 29}
     assert len(earlier) + len(later) + between.sum() == len(found)
     assert (later.next != -1).sum() == (found.next[found.day >= edge] != -1).sum()
 
