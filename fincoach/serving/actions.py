@@ -55,10 +55,12 @@ QUANTITIES = (
     Quantity("goal_gap_share", "share", "the same as a share of income", "all", "goal_pressure", ("set_aside",)),
 )
 
-# %% ../../nbs/serving/actions.ipynb #8f1b2639
+# %% ../../nbs/serving/actions.ipynb #19e14517
 KNOWN = (*NAMES, *(q.name for q in QUANTITIES))
 _AT = {name: j for j, name in enumerate(KNOWN)}
 _TERMS = {name: j for j, name in enumerate((*NAMES, "set_aside", "all", "thirteen", "none"))}
+_LOW = np.array([f.low for f in FEATURES]) - 1e-6
+_HIGH = np.minimum([f.high for f in FEATURES], 1e12) + 1e-6
 _ENDS = np.array([{"spending_pace": 12.0, "goal_pressure": 5.0}.get(name, math.inf) for name in NAMES])
 _BASE, _PLUS = (np.array([_TERMS[getattr(q, part)] for q in QUANTITIES]) for part in ("base", "plus"))
 _MINUS = np.array([[_TERMS[n] for n in (*q.minus, "none", "none")[:2]] for q in QUANTITIES]).T
@@ -66,7 +68,7 @@ _FLOOR = np.array([0.0 if q.floored else -math.inf for q in QUANTITIES])
 
 
 def known(values) -> np.ndarray:
-    """The 28 numbers and the quantities (n, 28 + quantities) of `values` (n, 28); what is not finite is unknown (NaN).
+    """The 28 numbers and the quantities (n, 28 + quantities) of `values` (n, 28); what is outside its range, or no number, is unknown (NaN).
 
     What `known` has made already comes back as it is, so that many questions about a person can share it. A `ValueError`
     for another shape.
@@ -76,14 +78,13 @@ def known(values) -> np.ndarray:
         return values
     if values.ndim != 2 or values.shape[1] != len(NAMES):
         raise ValueError(f"values have the shape {values.shape}: one row a person and {len(NAMES)} columns are needed, in the order of features.behavior.NAMES")
+    values = np.where((values >= _LOW) & (values <= _HIGH), values, np.nan)
     out, terms = np.empty((len(values), len(KNOWN))), np.zeros((len(values), len(_TERMS)))
     terms[:, : len(NAMES)] = np.where(values < _ENDS, values, np.nan)
     terms[:, len(NAMES)] = np.maximum(values[:, _TERMS["saved_share"]], 0)
     terms[:, len(NAMES) + 1 : -1] = 1.0, 13.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        share = terms[:, _PLUS] - terms[:, _MINUS[0]] - terms[:, _MINUS[1]]
-        out[:, : len(NAMES)], out[:, len(NAMES) :] = values, terms[:, _BASE] * np.maximum(share, _FLOOR)
-    out[~np.isfinite(out)] = np.nan
+    share = terms[:, _PLUS] - terms[:, _MINUS[0]] - terms[:, _MINUS[1]]
+    out[:, : len(NAMES)], out[:, len(NAMES) :] = values, terms[:, _BASE] * np.maximum(share, _FLOOR)
     return out
 
 # %% ../../nbs/serving/actions.ipynb #312577b8
@@ -163,19 +164,20 @@ def round_down(minor: float, digits: float = 1.5) -> int:
     step = max(power // 2 if digits == 1.5 or whole >= 5 * power else power // 10, 1)
     return whole // step * step
 
-# %% ../../nbs/serving/actions.ipynb #c4132567
+# %% ../../nbs/serving/actions.ipynb #289844ee
 def _amount(rule: Amount | None, facts: dict, scale: float, currency: str) -> int | None:
     """The amount of a rule in minor units; None when it cannot be known, is too small to name, or there is no rule."""
     if rule is None:
         return None
     weeks = WEEKS[rule.every]
     wanted = facts.get(rule.of, math.nan) * weeks * (rule.fixed + rule.share * scale)
-    limits = [facts.get(name, math.nan) * (1 if name == "reserve" else weeks) * factor for name, factor in rule.within]
-    most = min([x for x in limits if not math.isnan(x)], default=math.inf)
+    limits = {name: facts.get(name, math.nan) * (1 if name == "reserve" else weeks) * factor for name, factor in rule.within}
+    if "reserve" in limits and math.isnan(limits["reserve"]):
+        del limits["reserve"]
     least = 0.01 * facts.get("spending_weekly", math.nan) * weeks
-    if math.isnan(wanted) or min(wanted, most) < (0 if math.isnan(least) else least):
+    if any(map(math.isnan, (wanted, *limits.values()))) or (most := min(wanted, *limits.values(), math.inf)) < (0 if math.isnan(least) else least):
         return None
-    return round_down(min(wanted, most) * 10 ** decimals(currency), 2 if rule.fixed else 1.5) or None
+    return round_down(most * 10 ** decimals(currency), 2 if rule.fixed else 1.5) or None
 
 # %% ../../nbs/serving/actions.ipynb #993c0807
 class ActionType(StrEnum):
@@ -576,7 +578,7 @@ def category_facts(person: Person, day: int, names: dict[int, str] | None = None
     found = [CategoryFact(i, names[i], float(now[i]), float(before[i])) for i in np.flatnonzero(now > 0).tolist() if i in names]
     return tuple(sorted(found, key=lambda f: (-f.weekly, f.category_id)))
 
-# %% ../../nbs/serving/actions.ipynb #f68e0bf3
+# %% ../../nbs/serving/actions.ipynb #042d2c1e
 _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£", "JPY": "¥", "INR": "₹", "KRW": "₩", "ILS": "₪"}
 _SPOKEN = {"dining": "eating out", "entertainment": "going out", "personal_care": "personal care", "debt_payment": "loan payments"}
 
@@ -615,8 +617,6 @@ _WRITTEN = {"money": _about, "share": lambda x, _: f"{100 * x:.0f}%", "weeks": l
             "days": lambda x, _: f"{x:.0f} days"}
 def _written(name: str, x: float, currency: str) -> str:
     """A known number as a person writes it; below zero with a sign."""
-    if _KIND[name] == "money" and abs(x) >= 1e13:
-        return "beyond counting"
     return _WRITTEN[_KIND[name]](x, currency) if x >= 0 or _KIND[name] == "share" else f"-{_WRITTEN[_KIND[name]](-x, currency)}"
 
 
@@ -690,7 +690,7 @@ def _about_amount(minor: int | None, every: str, currency: str) -> dict[str, str
     spans = {"amount": 1} | ({"amount_quarter": 13, "amount_half_year": 26, "amount_year": 52} if every == "week" else {})
     return {} if minor is None else {k: _money(minor * weeks, currency) for k, weeks in spans.items()}
 
-# %% ../../nbs/serving/actions.ipynb #31e1062e
+# %% ../../nbs/serving/actions.ipynb #bac297c0
 def _try(action: CoachingAction, way: Strategy, ready: _Ready, numbers: dict, currency: str, facts: tuple) -> Suggestion | None:
     """The suggestion with this message; None when the message does not fit."""
     message, said, stands_on = ready
@@ -703,7 +703,7 @@ def _try(action: CoachingAction, way: Strategy, ready: _Ready, numbers: dict, cu
     every = message.amount.every if minor else ""
     words = _about_category(target, currency) | _about_amount(minor, every, currency)
     for name in said:
-        if name in _AT and numbers[name] == numbers[name] and (_KIND[name] != "money" or 0 <= numbers[name] < 1e13):
+        if name in _AT and numbers[name] == numbers[name] and (_KIND[name] != "money" or numbers[name] >= 0):
             words[name] = _WRITTEN[_KIND[name]](numbers[name], currency)
     if not all(name in words for name in said):
         return None
