@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -12,14 +13,16 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from fincoach.data.export import write_snapshot
+from fincoach.data.database import connect, load, upgrade
+from fincoach.data.export import export_snapshot, write_snapshot
 from fincoach.data.population import START, generate
 from fincoach.features.behavior import extract, features_of
-from fincoach.features.ledger import Ledgers
+from fincoach.features.ledger import NEEDED, Ledgers
 from fincoach.features.state import EnhancedStateVector, Peers
 from fincoach.recommend.decisions import ANSWERS, Decisions, numbers_before, read_decisions
 from fincoach.recommend.rewards import money_and_goal
 from fincoach.serving.inference import Cluster, FeatureScaling, SegmentationParameters
+from fincoach.serving.recommendation import EnhancedCQLModelService, state_hash
 
 ACTIONS = ("do_nothing", "save_more", "pay_debt")
 MOMENT = pl.Datetime("us", "UTC")
@@ -336,6 +339,15 @@ def test_columns_of_other_widths_and_zones_are_read_alike():
     assert same(read_decisions(tables, "2025-06-30"), read_decisions(other, "2025-06-30"), but=("helpful",))
 
 
+def test_where_a_limit_held_back_everything_nothing_was_decided():
+    tables = frames([(n, 1, n * DAY, a, 1.0, "x") for n, a in enumerate(("save_more", "do_nothing", "do_nothing"), 1)], payments=ALWAYS)
+    tables["recommendation_history"] = tables["recommendation_history"].with_columns(served_by=pl.Series(["model-35", "limits", None]))
+    found = read_decisions(tables, "2025-06-30")
+    assert (found.decision_id.tolist(), found.next.tolist()) == ([1, 3], [1, -1])
+    assert rules(found) == {("history", "held by limits"): 1}
+    assert "set aside" not in repr(found)
+
+
 def test_columns_without_any_value_are_read():
     tables = frames([(1, 1, 600, "save_more", None, None)], payments=ALWAYS)
     tables["recommendation_history"] = tables["recommendation_history"].with_columns(pl.lit(None).alias("propensity"), pl.lit(None).alias("strategy"))
@@ -387,6 +399,17 @@ def population():
 
 
 LAST = START + timedelta(days=259)
+
+
+@contextmanager
+def database(folder):
+    """An empty database of its own."""
+    engine = connect(f"sqlite:///{folder}/fincoach.db")
+    try:
+        upgrade(engine)
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def shaken(frame, later, seed):
@@ -443,6 +466,22 @@ def test_states_are_those_that_a_request_would_have_seen(population):
     for i in range(0, len(found), 97):
         person = ledgers.person(int(np.searchsorted(ledgers.user_ids, found.user_id[i])))
         assert np.array_equal(found.values[i], features_of(person, found.day[i].astype(int) - 1), equal_nan=True)
+
+
+def test_what_was_served_is_what_is_learned_from(population, tmp_path):
+    """The service stores a hash of the state it decided on: read back from a snapshot, months later, it is the same state."""
+    with database(tmp_path) as engine:
+        load(engine, {n: population[n] for n in NEEDED})
+        service = EnhancedCQLModelService(engine, tmp_path / "artifacts")
+        for user, hour in ((1, 2), (2, 12), (3, 23), (40, 9), (1, 14)):
+            service.get_segment_aware_recommendation(user, datetime(2024, 11, 20, hour, 30, tzinfo=UTC), request_id=f"{user}-{hour}")
+        snapshot = export_snapshot(engine, tmp_path / "snapshots")
+    found, logged = read_decisions(snapshot, LAST), snapshot.frame("recommendation_history")
+    assert len(found) + sum(f.count for f in found.findings) == 5
+    assert len(found) >= 3
+    hashes = dict(logged.select("id", "state_hash").rows())
+    assert [state_hash(x, s) for x, s in zip(found.values, found.segment_id, strict=True)] == [hashes[i] for i in found.decision_id.tolist()]
+    assert dict(zip(found.decision_id.tolist(), found.propensity.tolist(), strict=True)).items() <= dict(logged.select("id", "propensity").rows()).items()
 
 
 # --- the same whatever the order, the threads and the container ---
