@@ -6,7 +6,7 @@
 __all__ = ['Transitions', 'n_step', 'EnhancedQNetwork', 'TrainedQ', 'load', 'CQLConfig', 'segment_shares', 'Draws',
            'SegmentAwareTrainer', 'clone_behaviour', 'best_of', 'select_alpha']
 
-# %% ../../nbs/recommend/cql.ipynb #fe4e1f62
+# %% ../../nbs/recommend/cql.ipynb #c96d9025
 import io
 import json
 from collections.abc import Callable, Iterable
@@ -19,10 +19,11 @@ import polars as pl
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from torch.optim.adam import adam
 
 from ..show import Card, Html, facts, join, lines
 
-# %% ../../nbs/recommend/cql.ipynb #613cb6ca
+# %% ../../nbs/recommend/cql.ipynb #b43ed6af
 def _checked(name: str, values, shape: tuple, kind=np.float32) -> np.ndarray:
     """`values` as a finite array of `shape` (-1: any length), or a `ValueError` that says what is wrong where."""
     values = np.asarray(values)
@@ -33,6 +34,8 @@ def _checked(name: str, values, shape: tuple, kind=np.float32) -> np.ndarray:
     if not np.isfinite(values).all():
         row = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))[0]
         raise ValueError(f"{name} of row {row} is unknown or infinite: fill it or leave the row out")
+    if kind is np.int64 and len(broken := np.flatnonzero(values != np.round(values))):
+        raise ValueError(f"{name} of row {broken[0]} is {values[broken[0]]}: give whole numbers")
     return np.ascontiguousarray(values, dtype=kind)
 
 
@@ -111,7 +114,7 @@ class Transitions:
         arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "n_actions"}
         return Transitions(n_actions=self.n_actions, **arrays)
 
-# %% ../../nbs/recommend/cql.ipynb #ce137e8e
+# %% ../../nbs/recommend/cql.ipynb #3f381f2f
 def n_step(states, actions, rewards, following, n_actions: int, gamma: float, n: int = 1, weeks=None, ended=True, allowed=None, segments=None) -> Transitions:
     """Transitions over `n` decisions each, from rows that name the row that follows (`following` (n,), -1: none).
 
@@ -135,10 +138,9 @@ def n_step(states, actions, rewards, following, n_actions: int, gamma: float, n:
         discount = np.where(go, np.where(last, 0.0, discount * gamma ** weeks[at]), discount)
         at = np.where(go & ~last, following[at], at)
     learn = ~((following < 0) & ~ended)
-    pick = lambda x: None if x is None else np.asarray(x)[learn]
-    ahead = None if allowed is None else np.asarray(allowed)[at]
+    known = {"allowed": allowed, "next_allowed": None if allowed is None else np.asarray(allowed)[at], "segments": segments}
     return Transitions(states[learn], np.asarray(actions)[learn], total[learn], states[at[learn]], discount[learn], n_actions,
-                       allowed=pick(allowed), next_allowed=pick(ahead), segments=pick(segments))
+                       **{k: None if v is None else np.asarray(v)[learn] for k, v in known.items()})
 
 # %% ../../nbs/recommend/cql.ipynb #2315f848
 class EnhancedQNetwork(nn.Module):
@@ -182,7 +184,7 @@ class EnhancedQNetwork(nn.Module):
             x = torch.relu(torch.addmm(b, x, w.t()))
         return torch.addmm(bias, x, weight.t())
 
-# %% ../../nbs/recommend/cql.ipynb #3bde439d
+# %% ../../nbs/recommend/cql.ipynb #39773f92
 FORMAT = 1  # of the .pth
 MAKER = "fincoach"
 
@@ -197,13 +199,12 @@ def _names(names, count: int, what: str) -> tuple[str, ...]:
 
 def _folded(network: EnhancedQNetwork) -> list[tuple[np.ndarray, np.ndarray]]:
     """Weights and biases (float32) that take raw states to values in the rewards' unit; computed in float64."""
-    double = lambda t: t.detach().cpu().numpy().astype(np.float64)
-    layers = [(double(w), double(b)) for w, b in network.layers()]
+    layers = [(w.detach().cpu().numpy().astype(np.float64), b.detach().cpu().numpy().astype(np.float64)) for w, b in network.layers()]
+    center, spread, unit = (t.cpu().numpy().astype(np.float64) for t in (network.center, network.spread, network.unit))
     w, b = layers[0]
-    w = w / double(network.spread)
-    layers[0] = w, b - w @ double(network.center)
+    layers[0] = w / spread, b - w / spread @ center
     w, b = layers[-1]
-    layers[-1] = w * double(network.unit), b * double(network.unit)
+    layers[-1] = w * unit, b * unit
     return [(w.astype(np.float32), b.astype(np.float32)) for w, b in layers]
 
 # %% ../../nbs/recommend/cql.ipynb #02789b28
@@ -287,7 +288,7 @@ class TrainedQ(Card):
         steps = self.history["step"].to_list()
         return join([shown, lines(steps, {"held-out value": self.history["value"].to_list()}, "Held-out value by step.", xlabel="step", ylabel="held-out value")])
 
-# %% ../../nbs/recommend/cql.ipynb #205794cf
+# %% ../../nbs/recommend/cql.ipynb #a66dee15
 def load(pth: bytes) -> TrainedQ:
     """The `TrainedQ` that `to_pth` wrote. Nothing in the file is run; raises `ValueError` if it is not such a file or a newer one."""
     try:
@@ -299,18 +300,18 @@ def load(pth: bytes) -> TrainedQ:
             network.load_state_dict(held["weights"])
             config = CQLConfig(**{**told["config"], "hidden": tuple(told["config"]["hidden"])})
     except Exception as e:
-        raise ValueError(f"these bytes are no Q-network of FinCoach ({type(e).__name__}): take the .pth that training wrote") from e
+        raise ValueError(f"these bytes are no Q-network of FinCoach ({type(e).__name__}): take the file that training wrote") from e
     if newer:
         raise ValueError(f"this file has the format {held['format']}, and this FinCoach reads {FORMAT}: update FinCoach")
     return TrainedQ(network, config, tuple(told["state_names"]), tuple(told["action_names"]), pl.DataFrame(told["history"]), told["step"], told["value"], told["method"])
 
-# %% ../../nbs/recommend/cql.ipynb #d9cb2617
+# %% ../../nbs/recommend/cql.ipynb #54539c90
 @dataclass(frozen=True)
 class CQLConfig:
     """How to learn. `alpha`: weight of the conservative term (0: plain double Q-learning), in standard deviations of the reward.
 
-    `gamma` a week and `n` decisions are for `n_step`; the trainer reads discounts from the transitions. `steps` at most;
-    `target_every` steps between two target networks; `evaluate_every` steps (a multiple of that) between two looks at held-out value, and
+    `gamma` a week and `n` decisions are for `n_step`; the trainer reads discounts from the transitions. `steps` at most, over which
+    `learning_rate` falls in a straight line to 0; `target_every` steps between two target networks; `evaluate_every` steps (a multiple of that) between two looks at held-out value, and
     after `patience` looks without a better one learning stops. `lift`: see `segment_shares`. `device`: "cpu", "cuda", or ""
     for a GPU if there is one.
     """
@@ -338,7 +339,7 @@ class CQLConfig:
         if self.evaluate_every % self.target_every:
             raise ValueError(f"evaluate_every ({self.evaluate_every}) must be a multiple of target_every ({self.target_every})")
 
-# %% ../../nbs/recommend/cql.ipynb #8ff0ffe9
+# %% ../../nbs/recommend/cql.ipynb #dbabb546
 def segment_shares(segments, lift: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """Segments that occur (k,), and the share of each batch that each gets (k,): `(1 - lift) * its share of rows + lift / k`."""
     ids, counts = np.unique(segments, return_counts=True)
@@ -350,7 +351,7 @@ class Draws:
 
     def __init__(self, segments, batch: int, lift: float, rng: np.random.Generator):
         self.batch, self.rng = batch, rng
-        ids, shares = segment_shares(segments, lift)
+        _, shares = segment_shares(segments, lift)
         self.rows = np.argsort(segments, kind="stable")
         self.counts = np.unique(segments, return_counts=True)[1]
         self.starts = np.cumsum(self.counts) - self.counts
@@ -363,8 +364,15 @@ class Draws:
         within = (self.rng.random((count, self.batch)) * self.counts[which]).astype(np.int64)
         return self.rows[self.starts[which] + within]
 
-# %% ../../nbs/recommend/cql.ipynb #6dc83f46
+# %% ../../nbs/recommend/cql.ipynb #0722704a
+def _spread(values: np.ndarray) -> np.ndarray:
+    """Standard deviation of each column, 1 for a column that stands still."""
+    found = values.std(0, dtype=np.float64)
+    return np.where(found > 1e-6, found, 1.0)
+
+
 BLOCK = 8192  # rows at once where nothing is learned
+ADAM = {"amsgrad": False, "maximize": False, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
 
 
 @contextmanager
@@ -406,28 +414,27 @@ class _Buffers:
             torch.sum(slope, 0, out=self.gradients[i][1])
             if i:
                 slope = torch.mm(slope, self.weights[i][0], out=self.slopes[i])
-                slope.mul_(below > 0)
+                slope.mul_(torch.sign(below, out=below))  # a ramp's slope: 1 where it is above 0
 
-# %% ../../nbs/recommend/cql.ipynb #b27aa2a7
+# %% ../../nbs/recommend/cql.ipynb #7ad4d736
 class _Memory:
     """Transitions as tensors on the device: standardised states, rewards in units, masks as what is added to a value (0 or -inf)."""
 
     def __init__(self, data: Transitions, network: EnhancedQNetwork):
         device = network.flat.device
-        there = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(device)
-        bars = lambda x: None if x.all() else there(np.where(x, 0, -np.inf).astype(np.float32))
-        z = lambda x: (there(x) - network.center) / network.spread
-        self.states, self.next_states = z(data.states), z(data.next_states)
-        self.actions, self.rewards = there(data.actions)[:, None], there(data.rewards)[:, None] / network.unit
-        self.discounts = there(data.discounts)[:, None]
-        self.bars, self.next_bars = bars(data.allowed), bars(data.next_allowed)
+        there = {f.name: torch.from_numpy(getattr(data, f.name)).to(device) for f in fields(data) if f.name not in ("n_actions", "segments")}
+        self.states, self.next_states = ((there[k] - network.center) / network.spread for k in ("states", "next_states"))
+        self.actions, self.rewards, self.discounts = there["actions"][:, None], there["rewards"][:, None] / network.unit, there["discounts"][:, None]
+        self.bars, self.next_bars = (None if m.all() else torch.zeros(m.shape, device=device).masked_fill_(~m, -torch.inf) for m in (there["allowed"], there["next_allowed"]))
         self.sequential = bool(data.discounts.any())
         self.ahead = torch.zeros(len(data), data.n_actions, device=device)
 
 
 def _look_ahead(network: EnhancedQNetwork, memory: _Memory, rows: np.ndarray):
     """Write the network's values of the next states of `rows` into `memory.ahead`."""
-    for part in torch.from_numpy(np.unique(rows)).to(memory.ahead.device).split(BLOCK):
+    needed = np.zeros(len(memory.ahead), dtype=bool)
+    needed[rows] = True
+    for part in torch.from_numpy(np.flatnonzero(needed)).to(memory.ahead.device).split(BLOCK):
         memory.ahead[part] = network.core(memory.next_states[part])
 
 
@@ -446,13 +453,13 @@ def _target(memory: _Memory, rows: torch.Tensor, chooser: torch.Tensor | None) -
 def _slope(memory: _Memory, rows: torch.Tensor, q: torch.Tensor, target: torch.Tensor | None, alpha: float):
     """The loss's derivative by `q` (batch, actions), the errors (batch, 1) and the logged actions' softmax (batch, 1); no target, no error."""
     actions, barred = memory.actions[rows], q if memory.bars is None else q + memory.bars.index_select(0, rows)
-    slope = torch.softmax(barred, 1)
+    slope = torch.softmax(barred.t().contiguous(), 0).t()  # down the columns: along short rows softmax takes three times as long
     likely = slope.gather(1, actions)
     error = torch.zeros_like(likely) if target is None else q.gather(1, actions) - target
     slope.mul_(alpha / len(rows)).scatter_add_(1, actions, (error - alpha) / len(rows))
     return slope, error, likely
 
-# %% ../../nbs/recommend/cql.ipynb #fbe17801
+# %% ../../nbs/recommend/cql.ipynb #b0104216
 class SegmentAwareTrainer:
     """Learns Q from `transitions` by `config`: stratified batches, one fused step, held-out value decides when to stop.
 
@@ -469,11 +476,10 @@ class SegmentAwareTrainer:
     def network(self) -> EnhancedQNetwork:
         """A new network that knows the states' centre and spread and the rewards' standard deviation, on the device asked for."""
         made = EnhancedQNetwork(self.data.states.shape[1], self.data.n_actions, self.config.hidden, self.config.seed)
-        known = lambda x: torch.from_numpy(np.asarray(np.where(x > 1e-6, x, 1.0), np.float32))
         made.center.copy_(torch.from_numpy(self.data.states.mean(0, dtype=np.float64)))
-        made.spread.copy_(known(self.data.states.std(0, dtype=np.float64)))
+        made.spread.copy_(torch.from_numpy(_spread(self.data.states)))
         if self.method == "cql":
-            made.unit.copy_(known(self.data.rewards.std(dtype=np.float64)))
+            made.unit.fill_(float(_spread(self.data.rewards)))
         return made.to(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def fit(self, validate: Callable[[TrainedQ], float] | None = None, say: Callable[[str], None] | None = None) -> TrainedQ:
@@ -505,15 +511,16 @@ class SegmentAwareTrainer:
         config, memory = self.config, _Memory(self.data, network)
         pair = config.double and memory.sequential and self.method == "cql"
         buffers = _Buffers(network, config.batch * (1 + pair), config.batch)
-        optimizer = torch.optim.Adam([network.flat], lr=config.learning_rate, fused=True)
+        moments = [torch.zeros_like(network.flat) for _ in range(2)]
+        count = torch.zeros((), device=network.flat.device)
         draws, losses = Draws(self.data.segments, config.batch, config.lift, np.random.default_rng(config.seed)), []
         for start in range(0, config.steps, config.target_every):
-            block = draws.block(min(config.target_every, config.steps - start))
+            block, rate = draws.block(min(config.target_every, config.steps - start)), config.learning_rate * (1 - start / config.steps)
             if memory.sequential and self.method == "cql":
                 _look_ahead(network, memory, block)
             for rows in torch.from_numpy(block).to(network.flat.device):
                 error, likely = self._step(memory, buffers, rows, pair)
-                optimizer.step()
+                adam([network.flat], [buffers.gradient], moments[:1], moments[1:], [], [count], fused=True, lr=rate, **ADAM)
             losses.append((float(error.square().mean()) / 2, float(-likely.log().mean())))
             if (step := start + len(block)) % config.evaluate_every == 0 or step == config.steps:
                 yield step, dict(zip(("error", "conservative"), np.mean(losses, axis=0).tolist(), strict=True))
