@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BRAINS', 'RULES_VERSION', 'RULES', 'Brain', 'PersonFacts', 'state_hash', 'Decision', 'decide', 'Reason', 'Second',
-           'Change', 'CoachingRecommendation', 'LoadedModels', 'EnhancedCQLModelService']
+           'Change', 'CoachingRecommendation', 'Learned', 'LoadedModels', 'EnhancedCQLModelService']
 
-# %% ../../nbs/serving/recommendation.ipynb #bfa86d13
+# %% ../../nbs/serving/recommendation.ipynb #0a032364
 import hashlib
 import math
 from collections.abc import Callable
@@ -30,6 +30,8 @@ from fincoach.serving.actions import (
     rules_policy, strategy_mask, suggestion,
 )
 from .artifacts import Artifact, ArtifactError, champion, open_version
+from .bandit import BanditPerformance, BanditState, Choice, RecommendationBandit
+from .bandit import draw as draw_strategy
 from .inference import ParametersError, SegmentationParameters
 from .network import Network, NetworkError
 from fincoach.serving.policy import (
@@ -63,7 +65,7 @@ def _narrow(network: Network) -> Brain:
 
 RULES = Brain("rules", rules_policy)
 
-# %% ../../nbs/serving/recommendation.ipynb #df6d8f96
+# %% ../../nbs/serving/recommendation.ipynb #c6453988
 @dataclass(frozen=True, eq=False)
 class _Loaded:
     """What serves: `brains` from the best to the rules; `warnings` say what could not be used, and why."""
@@ -72,7 +74,7 @@ class _Loaded:
     brains: tuple[Brain, ...]
     policy: PolicyParameters | None
     places: Places
-    bandit: object
+    bandit: BanditState
     warnings: tuple[str, ...]
     damaged: bool = False  # there is a champion, but not all of it can be used
 
@@ -112,7 +114,7 @@ def _part(warnings: list[str], what: str, read: Callable):
     except OSError as e:
         warnings.append(f"{what} cannot be read: {e.strerror or type(e).__name__}")
 
-# %% ../../nbs/serving/recommendation.ipynb #87761a12
+# %% ../../nbs/serving/recommendation.ipynb #31e09b61
 def _policy(artifact: Artifact) -> PolicyParameters:
     """`policy.json`, if its actions and its features are ours."""
     policy = PolicyParameters.from_json(artifact.read("policy.json"))
@@ -131,6 +133,15 @@ def _places(artifact: Artifact, policy: PolicyParameters) -> Places:
     return Places(found)
 
 
+def _bandit(artifact: Artifact) -> BanditState:
+    """`bandit_strategies.json`, if its pools are within ours."""
+    state = BanditState.from_json(artifact.read("bandit_strategies.json"))
+    for segment in range(-1, len(SEGMENTS)):
+        if strange := set(state.pools.get(segment, state.pools.get(-1, ("?",)))) - set(pool_of(segment)):
+            raise ParametersError(f"its pool of segment {segment} has {sorted(strange)[0]!r}, which is not in the pool of the table of actions")
+    return state
+
+
 def _network(artifact: Artifact, name: str, names: tuple[str, ...], policy: PolicyParameters) -> Network:
     """The network in a file, which must take the numbers `names` in their order."""
     usual = {u.name: u.typical for u in policy.usual}
@@ -140,21 +151,21 @@ def _network(artifact: Artifact, name: str, names: tuple[str, ...], policy: Poli
             raise NetworkError(f"its {what} are not those of this FinCoach: train again")
     return network
 
-# %% ../../nbs/serving/recommendation.ipynb #f2ced05c
+# %% ../../nbs/serving/recommendation.ipynb #31209598
 def _load(artifacts: Path) -> _Loaded:
     """The champion of the model "recommendation" below a folder. Never raises: what cannot be used is in `warnings`."""
     warnings = []
     version = _part(warnings, "the list of champions", lambda: champion(artifacts, "recommendation"))
     if version is None:
-        return _Loaded(RULES_VERSION, (RULES,), None, Places(None), None, tuple(warnings) or ("there is no trained model yet",), bool(warnings))
+        return _Loaded(RULES_VERSION, (RULES,), None, Places(None), BanditState(), tuple(warnings) or ("there is no trained model yet",), bool(warnings))
     artifact = _part(warnings, "the trained model", lambda: open_version(artifacts, "recommendation", version, every=False))
     policy = artifact and _part(warnings, "policy.json", lambda: _policy(artifact))
     if policy is None:
-        return _Loaded(RULES_VERSION, (RULES,), None, Places(None), None, tuple(warnings), True)
+        return _Loaded(RULES_VERSION, (RULES,), None, Places(None), BanditState(), tuple(warnings), True)
     places = _part(warnings, "segmentation.json", lambda: _places(artifact, policy))
     wide = places and _part(warnings, "enhanced_cql_model.onnx", lambda: _network(artifact, "enhanced_cql_model.onnx", ENHANCED_NAMES, policy))
     narrow = _part(warnings, "cql_model.onnx", lambda: _network(artifact, "cql_model.onnx", WEEKLY_NAMES, policy))
-    bandit = None
+    bandit = _part(warnings, "bandit_strategies.json", lambda: _bandit(artifact)) or BanditState(explore=policy.explore)
     brains = ([_wide(wide, policy)] if wide else []) + ([_narrow(narrow)] if narrow else []) + [RULES]
     return _Loaded(version, tuple(brains), policy, places or Places(None), bandit, tuple(warnings), bool(warnings))
 
@@ -209,7 +220,7 @@ def _valued(loaded: _Loaded, x: np.ndarray, segment: int, rows: int) -> tuple[Br
         said.append(f"{brain.name} had no answer for this person")
     return brain, q, allowed, said
 
-# %% ../../nbs/serving/recommendation.ipynb #f51382d4
+# %% ../../nbs/serving/recommendation.ipynb #37b19922
 class Decision(NamedTuple):
     """What was decided: the action's place in ACTION_NAMES, under which strategy, and the exact probabilities of both."""
 
@@ -230,7 +241,7 @@ def decide(q, allowed, segment: int, stressed: bool, chances: dict[str, float], 
     given = by_strategy(np.asarray(q)[None], may, 0.0 if stressed else explore)[0]
     if (p[~may[0].any(1)] > 0).any() or abs(p.sum() - 1) > 1e-9:
         raise ValueError(f"chances {chances} do not fit segment {segment}: {', '.join(pool_of(segment))} are in its pool")
-    s = drawn(draw[0], p)
+    s = STRATEGY_NAMES.index(draw_strategy(chances, draw[0]).strategy)
     a = drawn(draw[1], given[s])
     return Decision(a, STRATEGY_NAMES[s], min(float(p @ given[:, a]), 1.0), float(p[s]), served_by)
 
@@ -395,7 +406,7 @@ class CoachingRecommendation(Card):
         """What the person reads, then why, what would change it, and how it was decided."""
         return join([p for p in (*_shown_message(self), *_shown_reasons(self), *_shown_changes(self), *_shown_values(self), _shown_small(self)) if p])
 
-# %% ../../nbs/serving/recommendation.ipynb #fde96b57
+# %% ../../nbs/serving/recommendation.ipynb #363841b9
 def _shown_message(r: CoachingRecommendation) -> list[Html]:
     """The message as the person sees it, and what kind of advice it is."""
     words = [badge(r.segment), badge(f"{r.strategy} strategy") if r.strategy_propensity else "", badge(f"{r.urgency} urgency") if r.message else "",
@@ -422,9 +433,9 @@ def _shown_values(r: CoachingRecommendation) -> list[Html]:
     if r.served_by not in BRAINS[:2] or not r.values:
         return []
     order = sorted(r.allowed, key=lambda a: -r.values[a])
-    rows = [{"what could be said": _MEANING[a], "is worth": r.values[a], "_own": a == r.action} for a in order]
-    shut = len(ACTION_NAMES) - len(rows)
-    note = f"In the unit of the reward. {shut} other{'s are' if shut > 1 else ' is'} not open to this person, or to this strategy." if shut else "In the unit of the reward."
+    shown = [a for a in order if a in (*order[:4], r.action, "do_nothing")]
+    rows = [{"what could be said": _MEANING[a], "is worth": r.values[a], "_own": a == r.action} for a in shown]
+    note = f"In the unit of the reward. Of {len(ACTION_NAMES)} actions {len(order)} are open to this person under this strategy."
     return [table(rows, columns=["what could be said", "is worth"], formats={"is worth": "+.3f"}, own=lambda row: row["_own"], footnote=note)]
 
 
@@ -435,7 +446,7 @@ def _shown_small(r: CoachingRecommendation) -> Html:
     notes = callout("\n".join(f"- {w}" for w in r.warnings), "warning", "To be known") if r.warnings else Html("")
     return notes + prose(f"Decided by {r.served_by}, {r.model_version}; {drawn_}; {number}.")
 
-# %% ../../nbs/serving/recommendation.ipynb #7b4a1953
+# %% ../../nbs/serving/recommendation.ipynb #78c643c2
 def _lead(text: str) -> str:
     """`text` with a capital first letter."""
     return text[:1].upper() + text[1:]
@@ -443,17 +454,17 @@ def _lead(text: str) -> str:
 
 def _sentence(decision: Decision, told: _Explanation | None, held: str) -> str:
     """What was decided and how it stands against the next best."""
-    meaning = _lead(_MEANING[ACTION_NAMES[decision.action]])
+    meaning = _lead(_MEANING[ACTION_NAMES[decision.action]]) if decision.action else "Nothing is worth more than silence now"
     if decision.served_by == "limits":
         return f"No message: {held or 'a limit forbade it'}."
     if told is None:
         return f"{meaning}."
     if decision.action != told.best:
+        meaning = _lead(_MEANING[ACTION_NAMES[decision.action]])
         return (f"{meaning}: tried out to learn something, as one of {len(told.allowed)} that are allowed; "
                 f"“{_MEANING[ACTION_NAMES[told.best]]}” looked best.")
     if told.second is None or decision.served_by == "rules":
-        by = "by the rules" if decision.served_by == "rules" else "by its value"
-        return f"{meaning}, {by}."
+        return f"{meaning}, by the rules." if decision.served_by == "rules" else f"{meaning}."
     return f"{meaning}; “{_MEANING[told.second.action]}” came second, {told.second.words}."
 
 # %% ../../nbs/serving/recommendation.ipynb #7697d987
@@ -606,6 +617,42 @@ def _zone(engine: sa.Engine, user_id: int) -> str:
         raise DatabaseError(f"there is nobody with the id {user_id}")
     return zone
 
+# %% ../../nbs/serving/recommendation.ipynb #a9da47b9
+class Learned(NamedTuple):
+    """What became of an answer: its reward, and `outcome`, one of `serving.bandit.OUTCOMES` such as 'counted', 'same' or 'no choice'."""
+
+    decision_id: int
+    reward: float
+    outcome: str
+
+# %% ../../nbs/serving/recommendation.ipynb #4cc2873c
+_ANSWERS = TABLES["recommendation_feedback"]
+_DECIDED = sa.select(_HISTORY.c.decided_at, _HISTORY.c.action).where(_HISTORY.c.id == sa.bindparam("decision")).with_for_update(key_share=True)
+
+
+def _reward(response: str, helpful: bool | None) -> float:
+    """The reward of an answer; a `ServiceError` for one that there is not."""
+    if not isinstance(response, str) or helpful not in (None, True, False):
+        raise ServiceError(f"response {response!r}, helpful {helpful!r}: accepted, dismissed, ignored or implemented; True, False or None")
+    try:
+        return relevance(response, helpful)
+    except ValueError as e:
+        raise ServiceError(str(e)) from None
+
+
+def _store_answer(engine: sa.Engine, decision_id: int, response: str, helpful: bool | None, at: datetime):
+    """Store an answer, once; a `ServiceError` where there is nothing to answer."""
+    c = _ANSWERS.c
+    with explained(engine), writing(engine) as connection:
+        decision = connection.execute(_DECIDED, {"decision": decision_id}).first()
+        if decision is None or decision.action == "do_nothing":
+            raise ServiceError(f"decision {decision_id}: there is none" if decision is None else f"decision {decision_id} was to say nothing: there is nothing to answer")
+        if at < decision.decided_at:
+            raise ServiceError(f"decision {decision_id} was taken at {decision.decided_at.isoformat()}: it cannot be answered at {at.isoformat()}")
+        same = (c.recommendation_id == decision_id) & (c.received_at == at) & (c.response == response) & c.helpful.is_(helpful)
+        if connection.scalar(sa.select(c.id).where(same).limit(1)) is None:
+            connection.execute(sa.insert(_ANSWERS).values(recommendation_id=decision_id, received_at=at, response=response, helpful=helpful))
+
 # %% ../../nbs/serving/recommendation.ipynb #0ef822e5
 class LoadedModels(NamedTuple):
     """What answers from now on: the best brain, the version, and what could not be used."""
@@ -614,7 +661,7 @@ class LoadedModels(NamedTuple):
     model_version: str
     warnings: tuple[str, ...]
 
-# %% ../../nbs/serving/recommendation.ipynb #e1a1a08f
+# %% ../../nbs/serving/recommendation.ipynb #df82e574
 class _Asking:
     """The half of the service that decides."""
 
@@ -629,7 +676,7 @@ class _Asking:
         When a new champion is damaged, the version that serves goes on serving.
         """
         found = _load(self.artifacts)
-        if self._loaded is None or len(found.brains) >= len(self._loaded.brains) or not found.damaged:
+        if self._loaded is None or not found.damaged or len(found.brains) > len(self._loaded.brains):
             self._loaded = found
         else:
             self._loaded = replace(self._loaded, warnings=(*found.warnings, f"{self._loaded.version} goes on serving"))
@@ -646,21 +693,25 @@ class _Asking:
         policy = self._loaded.policy
         return self._limits or (Limits(**policy.limits, explore=policy.explore) if policy else Limits())
 
-    def _chances(self, loaded: _Loaded, segment: int, stressed: bool, at: datetime) -> dict[str, float]:
-        """The probability of each strategy."""
-        pool = [s for s in pool_of(segment) if not (stressed and s == "aggressive")]
-        return dict.fromkeys(pool, 1 / len(pool))
+    def _chances(self, loaded: _Loaded, x: np.ndarray, segment: int, at: datetime) -> dict[str, float]:
+        """The probability of each strategy for a person, as of a moment, from the counts in the database."""
+        context = None
+        if loaded.bandit.linear is not None:
+            wide = loaded.bandit.linear.b.shape[1] > BASE and loaded.policy is not None
+            seen = EnhancedStateVector(x, np.int64(segment), loaded.policy.ranking).state if wide else FinancialStateVector(x).generate_weekly_state()
+            context = seen.values
+        return RecommendationBandit(loaded.bandit, self.engine).probabilities(segment, context, bool(in_stress(x[None])[0]), at)
 
     def _propose(self, loaded: _Loaded, f: PersonFacts, at: datetime) -> tuple[Decision, int, list[str]]:
         """What would be decided if no limit forbade it, the segment, and what has to be said about it."""
-        segment = int(loaded.places(f.x[None])[0])
+        segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
         brain, q, allowed, said = _valued(loaded, f.x, segment, f.rows)
         stressed = bool(in_stress(f.x[None])[0])
         draw = tuple(uniform(f.user_id, at.isoformat(), loaded.version, step) for step in ("strategy", "action"))
         if brain is RULES:
             d = decide(q[0], allowed[0], segment, stressed, {STRATEGY_NAMES[_OPEN]: 1.0}, 0.0, draw, brain.name)
             return d._replace(strategy_propensity=None), segment, said
-        chances = self._chances(loaded, segment, stressed, at)
+        chances = self._chances(loaded, f.x, segment, at)
         return decide(q[0], allowed[0], segment, stressed, chances, self.limits.explore, draw, brain.name), segment, said
 
 # %% ../../nbs/serving/recommendation.ipynb #dd5c5be7
@@ -678,7 +729,7 @@ def _from_state(state) -> tuple[np.ndarray, int, bool]:
     places = np.flatnonzero(values[BASE : BASE + len(SEGMENTS)])
     return values[_FROM_WIDE], int(places[0]) if len(places) == 1 else -1, True
 
-# %% ../../nbs/serving/recommendation.ipynb #d6f35458
+# %% ../../nbs/serving/recommendation.ipynb #b7f05cd3
 class EnhancedCQLModelService(_Asking):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
@@ -704,10 +755,37 @@ class EnhancedCQLModelService(_Asking):
         stored, held, repeated, later = _store(self.engine, user_id, request_id, at, self.limits, f.local, fresh)
         if repeated and stored.decided_at != at:
             f = _facts(self.engine, user_id, stored.decided_at, f.local.tzinfo.key)
-        if later:
-            said = [*said, f"{later} messages are dated after this moment: they count towards the limit. Was a clock wrong?"]
+            said = self._propose(loaded, f, stored.decided_at)[2]
+        if later and not repeated:
+            said = [*said, f"messages dated after this moment count towards the limit ({later}): was a clock wrong?"]
         held = held if stored.served_by == "limits" else ""  # a message that was sent is itself counted when asked again
         return _answer(loaded, f, stored, held, repeated, [*loaded.warnings, *said])
+
+    def select_recommendation_strategy(self, user_id: int, at: datetime) -> Choice:
+        """The strategy that would be drawn for a person at a moment in UTC, with all probabilities. Nothing is stored."""
+        at, loaded = _moment(at), self._loaded
+        f = _facts(self.engine, user_id, at, _zone(self.engine, user_id))
+        segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
+        return draw_strategy(self._chances(loaded, f.x, segment, at), uniform(user_id, at.isoformat(), loaded.version, "strategy"))
+
+    def update_strategy_performance(self, decision_id: int, response: str, helpful: bool | None, at: datetime) -> Learned:
+        """Store a person's answer to a decision, given at a moment in UTC, and let the bandit learn from it.
+
+        `response` is accepted, dismissed, ignored or implemented. The same answer again changes nothing; a later one takes its place. What was
+        stored and not learned when something was killed in between is learned by `settle`.
+        """
+        at, reward = _moment(at), _reward(response, helpful)
+        _store_answer(self.engine, decision_id, response, helpful, at)
+        outcome = RecommendationBandit(self._loaded.bandit, self.engine).update_strategy_rewards(decision_id, reward, at)
+        return Learned(decision_id, reward, outcome)
+
+    def settle(self, at: datetime) -> dict[str, int]:
+        """Let the bandit learn all that is known at a moment in UTC, silence included: what was not answered in four weeks did not help."""
+        return RecommendationBandit(self._loaded.bandit, self.engine).updater.settle(_moment(at))
+
+    def evaluate_strategy_performance(self, at: datetime | None = None) -> BanditPerformance:
+        """How each strategy did in each segment, as of a moment in UTC (None: now counted)."""
+        return RecommendationBandit(self._loaded.bandit, self.engine).evaluate_strategy_performance(at and _moment(at))
 
     def get_recommendation(self, state, currency: str | None = None, explain: bool = False) -> CoachingRecommendation:
         """The best allowed action for a state of 17 numbers, or of 35: nothing is drawn, nothing is stored.
