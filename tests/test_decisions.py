@@ -273,6 +273,13 @@ def test_rows_set_aside_are_counted_with_examples_and_advice():
     assert "save_mroe" in found._repr_html_()
 
 
+def test_rows_of_nobody_known_have_their_day_in_utc():
+    late = 23 * 60  # of 1 March
+    for as_of, count in ((date(2025, 3, 1), 1), (date(2025, 2, 28), 0)):
+        found = read([(1, 9, late, "save_more", 0.5, "x")], [(1, 99, late, "accepted", None)], as_of=as_of)
+        assert rules(found) == ({("history", "unknown user"): 1, ("feedback", "unknown decision"): 1} if count else {})
+
+
 def test_a_person_without_transactions_has_no_decisions_to_learn_from():
     found = read([(1, 1, 600, "save_more", 0.5, "x"), (2, 2, 600, "save_more", 0.5, "x")], payments=[p for p in ALWAYS if p[0] != 1])
     assert found.user_id.tolist() == [2]
