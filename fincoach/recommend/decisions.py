@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MOMENT', 'NEEDED', 'OPTIONAL', 'SILENT', 'HELD', 'ANSWERS', 'numbers_before', 'Decisions', 'read_decisions']
 
-# %% ../../nbs/recommend/decisions.ipynb #a64f7f99
+# %% ../../nbs/recommend/decisions.ipynb #37ecf882
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from datetime import date
@@ -158,9 +159,13 @@ def _answered(source, asked: pl.DataFrame, known: pl.Series, as_of: int, horizon
         found.append(Finding("note", name, "recommendation_id", "answered more than once", n, (), "The last answer within the horizon counts."))
     return last.select(pl.col("recommendation_id").alias("id"), "response", "helpful")
 
-# %% ../../nbs/recommend/decisions.ipynb #3c3c43d9
-def numbers_before(ledgers: Ledgers, person: np.ndarray, day: np.ndarray, threads: int = 2) -> np.ndarray:
-    """The 28 numbers (n, 28) of people (n,), numbered as in `ledgers` and ascending, at the end of the day before each local `day` (n,)."""
+# %% ../../nbs/recommend/decisions.ipynb #f57c6c49
+def numbers_before(ledgers: Ledgers, person: np.ndarray, day: np.ndarray, threads: int | None = None) -> np.ndarray:
+    """The 28 numbers (n, 28) of people (n,), numbered as in `ledgers` and ascending, at the end of the day before each local `day` (n,).
+
+    `NaN` where unknown. In threads, one a processor unless said otherwise; the numbers do not depend on it.
+    """
+    threads = threads or os.cpu_count() or 1
     out = np.empty((len(person), len(NAMES)))
     starts = np.flatnonzero(np.diff(person, prepend=-1))
     stops = np.append(starts, len(person))[1:]
