@@ -94,6 +94,9 @@ def test_the_table_is_whole():
         for c in [c for s in (a.needs, *(m.when for m in a.messages)) for conditions in s for c in conditions]:
             assert c.name in KNOWN
             assert c.sign in (">=", "<=", "known", "unknown")
+        for m in a.messages:
+            assert (m.amount is not None) == ("{amount" in m.text)
+            assert bool(m.about) == ("ategory" in m.text) == (bool(m.about) and bool(a.target_category))
     assert all(sum(s in a.suits for a in ACTIONS) >= 5 for s in SEGMENTS)
     assert len(actions_table()) == sum(len(a.messages) for a in ACTIONS)
 
@@ -443,6 +446,17 @@ def test_category_facts_against_counting_by_hand():
     assert category_facts(person, day) == category_facts(ledger([r for r in rows_ if day_number(r[0]) <= day]), day)
 
 
+def test_a_rise_is_told_only_when_it_is_one():
+    """From half more on, and a twentieth of all spending; not from nothing, nor from before anything was known."""
+    x = one(spending_weekly=400, essential_share=0.5, debt_share=0.0, spending_volatility=0.8)
+    rent = CategoryFact(5, "rent", 300.0, 300.0)
+    for weekly, before, told in ((60, 40, True), (60, 41, False), (18, 6, False), (60, 0, False), (60, math.nan, False), (40, 60, False)):
+        said = suggestion("adjust_budget", "balanced", x, "EUR", (rent, CategoryFact(13, "dining", float(weekly), float(before))))
+        assert (said.category == "dining") == told, (weekly, before)
+    both = (CategoryFact(13, "dining", 60.0, 30.0), CategoryFact(14, "shopping", 90.0, 50.0))
+    assert suggestion("adjust_budget", "balanced", x, "EUR", both).category == "shopping"  # the larger rise
+
+
 # --- what an answer is worth
 
 
@@ -451,6 +465,7 @@ def test_relevance_against_the_rule_in_words():
     for r, h in cases:
         assert relevance(r, h) == float(r in ("accepted", "implemented") and not (h is False or (isinstance(h, np.bool_) and not h))), (r, h)
     assert relevance([r for r, _ in cases], [h for _, h in cases]).tolist() == [relevance(r, h) for r, h in cases]
+    assert type(relevance("accepted")) is float
     with pytest.raises(ValueError, match="maybe"):
         relevance("maybe")
 

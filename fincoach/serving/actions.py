@@ -690,7 +690,7 @@ def _about_amount(minor: int | None, every: str, currency: str) -> dict[str, str
     spans = {"amount": 1} | ({"amount_quarter": 13, "amount_half_year": 26, "amount_year": 52} if every == "week" else {})
     return {} if minor is None else {k: _money(minor * weeks, currency) for k, weeks in spans.items()}
 
-# %% ../../nbs/serving/actions.ipynb #bac297c0
+# %% ../../nbs/serving/actions.ipynb #b5164f68
 def _try(action: CoachingAction, way: Strategy, ready: _Ready, numbers: dict, currency: str, facts: tuple) -> Suggestion | None:
     """The suggestion with this message; None when the message does not fit."""
     message, said, stands_on = ready
@@ -698,8 +698,6 @@ def _try(action: CoachingAction, way: Strategy, ready: _Ready, numbers: dict, cu
     if message.about and target is None:
         return None
     minor = _amount(message.amount, numbers | ({"category_weekly": target.weekly} if target else {}), way.amount_scale, currency)
-    if message.amount and minor is None:
-        return None
     every = message.amount.every if minor else ""
     words = _about_category(target, currency) | _about_amount(minor, every, currency)
     for name in said:
