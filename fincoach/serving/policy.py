@@ -181,15 +181,15 @@ def _first(score: Score, x: np.ndarray, feature: np.ndarray, to: np.ndarray) -> 
     rows[np.arange(len(feature)), feature] = to
     return best_action(*score(rows))
 
-# %% ../../nbs/serving/policy.ipynb #cac8d5ff
+# %% ../../nbs/serving/policy.ipynb #b56dcc3f
 _LOG = np.array([f.scale == "log" for f in FEATURES])
 
 
 def flips_of(score: Score, x, low, high, log=_LOG, points: int = 12, count: int = 3) -> tuple[Flip, ...]:
     """The smallest changes of single numbers of `x` (F,), within `low` to `high` (F,), after which another action is the best.
 
-    The nearest first, at most `count`, one for each number; NaN numbers are left alone. The grid has `points` a number, the finer
-    one 16: a change smaller than a grid's step that is undone by a larger one may be missed.
+    The nearest first, at most `count`, one for each number; NaN numbers are left alone. The grid has `points` a number, the last step before
+    the nearest is divided by 16: a change smaller than a step that is undone by a larger one may be missed.
     """
     x, log = np.asarray(x, float), np.asarray(log)
     own, low, high = _bent(x, log), _bent(np.asarray(low, float), log), _bent(np.asarray(high, float), log)
@@ -202,17 +202,21 @@ def flips_of(score: Score, x, low, high, log=_LOG, points: int = 12, count: int 
     distance = np.abs(grid - own[free, None]) / (high - low)[free, None]
     distance[(first[:-1] == first[-1]).reshape(distance.shape)] = np.inf
     nearest = [j for j in np.argsort(distance.min(1), kind="stable")[:count] if np.isfinite(distance[j].min())]
-    return _closer(score, x, free[nearest], own, grid[nearest, distance[nearest].argmin(1)], int(first[-1]), high - low, log) if nearest else ()
+    if not nearest:
+        return ()
+    there, step = grid[nearest, distance[nearest].argmin(1)], (high - low)[free[nearest]] / (points - 1)
+    return _closer(score, x, free[nearest], own, there, step, int(first[-1]), high - low, log)
 
 
-def _closer(score: Score, x, features, own, there, action: int, width, log) -> tuple[Flip, ...]:
-    """The flips of `features` (m,) on the way from `own` (F,) to `there` (m,), both bent, to a sixteenth of the way; the nearest first."""
-    way = np.linspace(own[features], there, 17, axis=1)[:, 1:]
+def _closer(score: Score, x, features, own, there, step, action: int, width, log) -> tuple[Flip, ...]:
+    """The flips of `features` (m,) within the last `step` (m,) before `there` (m,), all bent, seen from `own` (F,); the nearest first."""
+    own = own[features]
+    way = np.linspace(there - np.clip(there - own, -step, step), there, 17, axis=1)[:, 1:]
     to = _unbent(way, log[features, None])
     first = _first(score, x, np.repeat(features, 16), to.ravel()).reshape(to.shape)
     k, m = (first != action).argmax(1), np.arange(len(features))
-    found = [Flip(*row) for row in zip(features.tolist(), to[m, k].tolist(), first[m, k].tolist(),
-                                       (np.abs(way[m, k] - own[features]) / width[features]).tolist(), strict=True)]
+    distance = np.abs(way[m, k] - own) / width[features]
+    found = [Flip(*row) for row in zip(features.tolist(), to[m, k].tolist(), first[m, k].tolist(), distance.tolist(), strict=True)]
     return tuple(sorted(found, key=lambda f: (f.distance, f.feature)))
 
 # %% ../../nbs/serving/policy.ipynb #1e681184

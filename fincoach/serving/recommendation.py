@@ -245,8 +245,9 @@ def decide(q, allowed, segment: int, stressed: bool, chances: dict[str, float], 
     a = drawn(draw[1], given[s])
     return Decision(a, STRATEGY_NAMES[s], min(float(p @ given[:, a]), 1.0), float(p[s]), served_by)
 
-# %% ../../nbs/serving/recommendation.ipynb #41693acb
-class Reason(NamedTuple):
+# %% ../../nbs/serving/recommendation.ipynb #9cc4d1ac
+@dataclass(frozen=True)
+class Reason:
     """A number that spoke for the action: its part of the lead over the next best, in the unit of the values."""
 
     feature: str
@@ -257,7 +258,8 @@ class Reason(NamedTuple):
     words: str
 
 
-class Second(NamedTuple):
+@dataclass(frozen=True)
+class Second:
     """The action that came next, and by how much it was behind in the unit of the values."""
 
     action: str
@@ -265,7 +267,8 @@ class Second(NamedTuple):
     words: str
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True)
+class Change:
     """The smallest change of one number, all others unchanged, that would put another action first."""
 
     feature: str
