@@ -32,7 +32,7 @@ HISTORY = {"id": pl.Int64, "user_id": pl.Int64, "decided_at": MOMENT, "action": 
 FEEDBACK = {"id": pl.Int64, "recommendation_id": pl.Int64, "received_at": MOMENT, "response": pl.String, "helpful": pl.Boolean}
 PAYMENTS = {"id": pl.Int64, "user_id": pl.Int64, "occurred_at": MOMENT, "amount_minor": pl.Int64, "currency": pl.String, "category_id": pl.Int64}
 NAN = math.nan
-quick = settings(deadline=None, max_examples=50, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+quick = settings(deadline=None, max_examples=35, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 def at(minutes):
@@ -249,6 +249,24 @@ def test_nothing_said_is_no_burden_and_has_no_answer():
     assert ANSWERS[found.response[0]] == "none"
     assert found.parts[0, 2:].tolist() == [0, 0]
     assert rules(found) == {("feedback", "answer to nothing"): 1}
+    told = {r["action"]: r for r in found.answers().to_dicts()}
+    assert (told["do_nothing"]["decisions"], told["do_nothing"]["ignored"], told["save_more"]["ignored"]) == (1, None, None)
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_at_the_same_moment_the_higher_id_is_later(turn):
+    log = [(1, 1, 600, "save_more", 0.5, "x"), (2, 1, 600, "pay_debt", 0.5, "x")]
+    said = [(1, 1, 700, "implemented", None), (2, 1, 700, "dismissed", None), (3, 2, 700, "dismissed", None), (4, 2, 700, "accepted", None)]
+    found = read(log[::turn], said[::turn])
+    assert (found.decision_id.tolist(), found.next.tolist()) == ([1, 2], [1, -1])
+    assert [ANSWERS[r] for r in found.response] == ["dismissed", "accepted"]
+
+
+def test_answers_are_told_by_action():
+    log = [(n, 1, 600 + n, "save_more", p, "x") for n, p in enumerate((0.5, 0.25, 0.25, 1.0), 1)]
+    said = [(1, 1, 900, "implemented", None), (2, 2, 900, "accepted", False), (3, 3, 900, "dismissed", None)]
+    (row,) = read(log, said).answers().filter(pl.col("action") == "save_more").to_dicts()
+    assert row == {"action": "save_more", "decisions": 4, "propensity": 0.5, **dict.fromkeys(ANSWERS[1:], 0.25), "relevance": 0.25}
 
 
 # --- bad input ---

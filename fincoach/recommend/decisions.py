@@ -84,7 +84,10 @@ def _with_day(frame: pl.DataFrame, moment: str) -> pl.DataFrame:
     micros = frame[moment].to_physical().to_numpy()
     return frame.with_columns(day=pl.Series(_local_days(micros, frame["zone"].fill_null("UTC").to_numpy()), dtype=pl.Int64))
 
-# %% ../../nbs/recommend/decisions.ipynb #870cf4b8
+# %% ../../nbs/recommend/decisions.ipynb #663e6b5a
+_AS_MEANT = ("held by limits", "decision set aside")  # reasons that point to no mistake
+
+
 def _set_aside(frame: pl.DataFrame, rules, name: str, found: list) -> pl.DataFrame:
     """The rows of `frame` that no rule speaks against; what others do is added to `found` as findings of the table `name`.
 
@@ -94,11 +97,11 @@ def _set_aside(frame: pl.DataFrame, rules, name: str, found: list) -> pl.DataFra
         mask = frame.select(bad.fill_null(True).alias("bad"))["bad"] if frame.height else pl.Series([], dtype=pl.Boolean)
         if n := int(mask.sum()):
             examples = frame.filter(mask)[field].unique().sort().head(3)
-            found.append(Finding("warning", name, field, rule, n, tuple(examples.to_list()), advice))
+            found.append(Finding("note" if rule in _AS_MEANT else "warning", name, field, rule, n, tuple(examples.to_list()), advice))
             frame = frame.filter(~mask)
     return frame
 
-# %% ../../nbs/recommend/decisions.ipynb #19fd0f64
+# %% ../../nbs/recommend/decisions.ipynb #4f1c357c
 def _log_rules(actions: tuple[str, ...]) -> list:
     """What speaks against a decision, in this order (see `_set_aside`)."""
     first = pl.col("id").min().over("user_id", "decided_at", "action")
@@ -111,9 +114,10 @@ def _log_rules(actions: tuple[str, ...]) -> list:
          "Log the probability, over 0 and at most 1, with which the action was drawn."),
         ("the same decision again", "id", pl.col("id") > first, "One person, moment and action is stored under several ids: the lowest counts."),
         ("before any transaction", "id", pl.col("first") >= pl.col("day"), "Nothing was known of the person the day before: nothing can be learned from it."),
+        ("held by limits", "served_by", pl.col("served_by").eq_missing(HELD), "Silence was all that was allowed: nothing was chosen that could be judged."),
     ]
 
-# %% ../../nbs/recommend/decisions.ipynb #bba0fb95
+# %% ../../nbs/recommend/decisions.ipynb #ec235537
 def _first_days(ledgers: Ledgers) -> pl.DataFrame:
     """`user_id`, the number of the `person` in `ledgers`, and the day of the `first` transaction (one that never comes if there is none)."""
     first, has = np.full(len(ledgers), int(NEVER), np.int64), np.diff(ledgers.offsets) > 0
@@ -128,9 +132,6 @@ def _decided(source, people: pl.DataFrame, actions: tuple[str, ...], as_of: int,
         ("no moment", "id", pl.col("decided_at").is_null(), "Log when it was decided: else nobody can tell what was known.")], name, found)
     frame = _with_day(frame.join(people, on="user_id", how="left", maintain_order="left"), "decided_at").filter(pl.col("day") <= as_of)
     known, frame = frame["id"], _set_aside(frame, _log_rules(actions), name, found)
-    if n := int((frame["served_by"] == HELD).sum()):
-        found.append(Finding("note", name, "served_by", "held by limits", n, (), "Silence was all that was allowed: nothing was chosen, so there is nothing to judge."))
-    frame = frame.filter(pl.col("served_by").ne_missing(HELD))
     number = pl.col("action").replace_strict(list(actions), list(range(len(actions))), return_dtype=pl.Int64)
     return frame.with_columns(number, pl.col("strategy").fill_null("unknown")).sort("user_id", "decided_at", "id"), known
 
@@ -302,7 +303,10 @@ class Decisions(_Rows):
         """Actions and answers, and what was set aside."""
         return _card(self)
 
-# %% ../../nbs/recommend/decisions.ipynb #b6a5cfbb
+# %% ../../nbs/recommend/decisions.ipynb #dd409019
+_COLOURS = dict(zip(reversed(ANSWERS[1:]), ("#0b5c9e", "#7fb2d9", "#d55e00", "#d9dde2"), strict=True))  # taken up in blue, refused in orange
+
+
 def _answers_of(x: Decisions) -> pl.DataFrame:
     """One row an action (see `Decisions.answers`)."""
     rows = []
@@ -310,9 +314,11 @@ def _answers_of(x: Decisions) -> pl.DataFrame:
         own = x.action == number
         share = np.bincount(x.response[own], minlength=len(ANSWERS)) / max(own.sum(), 1)
         mean = lambda values, own=own: float(values[own].mean()) if own.any() else None  # noqa: E731
+        answers = dict(zip(ANSWERS[1:], share[1:].tolist() if name != SILENT and own.any() else [None] * 4, strict=True))
         rows.append({"action": name, "decisions": int(own.sum()), "propensity": mean(x.propensity),
-                     **dict(zip(ANSWERS[1:], share[1:].tolist(), strict=True)), "relevance": mean(x.parts[:, PARTS.index("engagement")])})
-    return pl.DataFrame(rows)
+                     **answers, "relevance": mean(x.parts[:, PARTS.index("engagement")])})
+    shares_of = dict.fromkeys((*ANSWERS[1:], "relevance"), pl.Float64)
+    return pl.DataFrame(rows, schema={"action": pl.String, "decisions": pl.Int64, "propensity": pl.Float64, **shares_of})
 
 
 def _card(x: Decisions) -> Html:
@@ -321,9 +327,9 @@ def _card(x: Decisions) -> Html:
     key = {"decisions": len(x), "people": len(np.unique(x.user_id)), "still waiting": x.waiting,
            "from": str(x.day.min()) if len(x) else "–", "to": str(x.day.max()) if len(x) else "–"}
     parts = [facts(key), table(answers, formats={"propensity": ".3f"} | dict.fromkeys((*ANSWERS[1:], "relevance"), ".0%"), bars=["decisions"])]
-    bars = {r["action"].replace("_", " "): {a: r[a] for a in reversed(ANSWERS[1:])} for r in answers.to_dicts() if r["decisions"] and any(r[a] for a in ANSWERS[1:])}
+    bars = {r["action"].replace("_", " "): {a: r[a] for a in reversed(ANSWERS[1:])} for r in answers.to_dicts() if r["ignored"] is not None}
     if bars:
-        parts.append(shares(bars, "shares of answers to each action", caption=f"What people answered within {x.horizon} days, action by action."))
+        parts.append(shares(bars, "shares of answers to each action", colours=_COLOURS, caption=f"What people answered within {x.horizon} days, action by action."))
     parts += [callout(str(f), "warning" if f.severity == "warning" else "note") for f in x.findings]
     return join(parts)
 
