@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ALGORITHMS', 'MILLION', 'FORMAT', 'HORIZON', 'OUTCOMES', 'chances_to_be_best', 'beta_interval', 'StrategySelector',
            'week_of', 'millionths', 'PerformanceTracker', 'LinearBandit', 'replayed', 'BanditState', 'Answer',
-           'StrategyUpdater', 'Choice', 'draw', 'calm', 'promised', 'RecommendationBandit', 'BanditPerformance']
+           'StrategyUpdater', 'Choice', 'draw', 'calm', 'promised', 'pool_in', 'RecommendationBandit',
+           'BanditPerformance']
 
-# %% ../../nbs/serving/bandit.ipynb #243652a3
+# %% ../../nbs/serving/bandit.ipynb #c021dd64
 import json
 import math
 from collections.abc import Iterable
@@ -20,16 +21,17 @@ import polars as pl
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ..data.database import explained, require, writing
+from ..data.database import explained, writing
 from ..data.tables import SEGMENTS, BanditCount, BanditUpdate, RecommendationFeedback, RecommendationHistory
 from .actions import STRATEGY_NAMES, pool_of, relevance
 from .inference import ParametersError, _need, _no_constant, _number, _record, _text
 from ..show import Card, Html, join, prose
 from ..show import table as html_table
 
-# %% ../../nbs/serving/bandit.ipynb #0f24b104
+# %% ../../nbs/serving/bandit.ipynb #c9165dde
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 _SPREAD = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 9, 13, 19, 28, 40])  # in standard deviations, to each side of a mean
+_ENDS = 5.0 ** -np.arange(1, 13)
 
 
 def _partial() -> np.ndarray:
@@ -43,12 +45,12 @@ _PARTIAL = _partial()
 
 
 def _panels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Edges of intervals from 0 to 1, narrow around the mean of each Beta(a, b)."""
+    """Edges of intervals from 0 to 1, narrow around the mean of each Beta(a, b), and at both ends."""
     mean = a / (a + b)
     sd = np.sqrt(mean * (1 - mean) / (a + b + 1))
     away = (sd[:, None] * _SPREAD).ravel()
     mean = np.repeat(mean, len(_SPREAD))
-    edges = np.concatenate([[0.0, 1.0], mean - away, mean + away])
+    edges = np.concatenate([[0.0, 1.0], _ENDS, 1 - _ENDS, mean - away, mean + away])
     return np.unique(edges[(edges >= 0) & (edges <= 1)])
 
 
@@ -63,7 +65,7 @@ def _densities(a: np.ndarray, b: np.ndarray, edges: np.ndarray) -> tuple[np.ndar
     before = np.cumsum(parts, axis=1) - parts
     return x, f * _WEIGHTS / total, (before[:, :, None] + f @ _PARTIAL.T) / total
 
-# %% ../../nbs/serving/bandit.ipynb #b2947abc
+# %% ../../nbs/serving/bandit.ipynb #65d07b4c
 def chances_to_be_best(a, b) -> np.ndarray:
     """The probability that each of k independent Beta(a, b) variables is the largest: (k,) floats that sum to 1.
 
@@ -76,6 +78,7 @@ def chances_to_be_best(a, b) -> np.ndarray:
         return np.ones(1)
     _, f, F = _densities(a, b, _panels(a, b))
     p = np.array([(f[i] * np.delete(F, i, axis=0).prod(axis=0)).sum() for i in range(len(a))])
+    p = np.maximum(p, 0)
     return p / p.sum()
 
 # %% ../../nbs/serving/bandit.ipynb #e9f547a3
@@ -147,13 +150,14 @@ def millionths(reward: float) -> int:
         raise ValueError(f"reward = {reward!r}: a number from 0 to 1 is needed")
     return round(reward * MILLION)
 
-# %% ../../nbs/serving/bandit.ipynb #39301efd
+# %% ../../nbs/serving/bandit.ipynb #7ccbb558
 class PerformanceTracker:
     """Counts in memory: for each segment, strategy and week how many decisions, and how many millionths of reward."""
 
     def __init__(self, counts: Iterable[tuple[int, str, int, int, int]] = ()):
         self._counts: dict[int, dict[str, dict[int, list[int]]]] = {}
-        self._read: dict[int, tuple] = {}
+        self._newest: dict[int, int] = {}
+        self._past: dict[int, tuple] = {}
         for row in counts:
             self._add(*row)
 
@@ -161,7 +165,9 @@ class PerformanceTracker:
         cell = self._counts.setdefault(segment_id, {}).setdefault(strategy, {}).setdefault(week, [0, 0])
         cell[0] += decisions
         cell[1] += reward_millionths
-        self._read.pop(segment_id, None)
+        self._newest[segment_id] = max(week, self._newest.get(segment_id, 0))
+        if segment_id in self._past and week < self._past[segment_id][0][2]:
+            del self._past[segment_id]
 
     def add(self, segment_id: int, strategy: str, week: int, reward: float) -> None:
         """One more decision of that week, with its reward from 0 to 1."""
@@ -171,24 +177,24 @@ class PerformanceTracker:
         """Segment, strategy, week, decisions, reward in millionths: sorted, so that the same counts are the same rows."""
         return sorted((g, s, w, *cell) for g, arms in self._counts.items() for s, weeks in arms.items() for w, cell in weeks.items())
 
-    def newest(self) -> int:
-        """The newest week that was counted; 0 for none."""
-        return max((w for arms in self._counts.values() for weeks in arms.values() for w in weeks), default=0)
+    def read(self, segment_id: int, strategies: tuple[str, ...], discount: float, week: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Decisions and rewards of each strategy as of `week`, both (k,), older weeks discounted, later ones not there yet.
 
-    def read(self, segment_id: int, strategies: tuple[str, ...], discount: float, week: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decisions and rewards of each strategy as of `week`, both (k,), older weeks discounted, later ones not there yet."""
+        Without `week`: as of the newest one of the segment.
+        """
+        arms, week = self._counts.get(segment_id, {}), self._newest.get(segment_id, 0) if week is None else week
         asked = (strategies, discount, week)
-        if (known := self._read.get(segment_id)) is None or known[0] != asked:
-            arms = self._counts.get(segment_id, {})
-            out = np.zeros((2, len(strategies)))
-            for i, s in enumerate(strategies):
-                for w, (n, r) in arms.get(s, {}).items():
-                    if w <= week:
-                        share = discount ** (week - w)
-                        out[0, i] += share * n
-                        out[1, i] += share * r / MILLION
-            known = self._read[segment_id] = (asked, *out)
-        return known[1], known[2]
+        if (known := self._past.get(segment_id)) is None or known[0] != asked:
+            known = self._past[segment_id] = (asked, _discounted(arms, *asked))
+        now = [arms.get(s, {}).get(week, (0, 0)) for s in strategies]
+        return (np.array([n + cell[0] for n, cell in zip(known[1][0], now, strict=True)]),
+                np.array([r + cell[1] / MILLION for r, cell in zip(known[1][1], now, strict=True)]))
+
+
+def _discounted(arms: dict, strategies: tuple[str, ...], discount: float, week: int) -> tuple[list[float], list[float]]:
+    """Decisions and rewards of each strategy in the weeks before `week`."""
+    past = [[(discount ** (week - w), *cell) for w, cell in sorted(arms.get(s, {}).items()) if w < week] for s in strategies]
+    return [sum((x * n for x, n, _ in p), 0.0) for p in past], [sum((x * r for x, _, r in p), 0.0) / MILLION for p in past]
 
 # %% ../../nbs/serving/bandit.ipynb #9b85dfa6
 class LinearBandit:
@@ -485,7 +491,7 @@ def _open_answers(engine: sa.Engine, at: datetime, horizon: timedelta) -> list[A
                 found.setdefault(r.id, Answer(r.id, 0.0, r.decided_at))
     return list(found.values())
 
-# %% ../../nbs/serving/bandit.ipynb #880df317
+# %% ../../nbs/serving/bandit.ipynb #e5a3a759
 class Choice(NamedTuple):
     """A strategy that was drawn, the probability it had, and that of every strategy of the pool."""
 
@@ -496,6 +502,8 @@ class Choice(NamedTuple):
 
 def draw(probabilities: dict[str, float], u: float) -> Choice:
     """The strategy that `u`, from 0 up to 1, falls on; never one of probability 0."""
+    if not 0 <= u < 1:
+        raise ValueError(f"u = {u!r}: a number from 0 up to (not including) 1 is needed")
     up = 0.0
     for s, p in probabilities.items():
         up += p
@@ -521,60 +529,66 @@ def promised(linear: LinearBandit | None, pool: tuple[str, ...], context) -> np.
     score = linear.scores(x)[[STRATEGY_NAMES.index(s) for s in pool]]
     return _even(score == score.max())
 
-# %% ../../nbs/serving/bandit.ipynb #9a80c6d4
-class RecommendationBandit:
+# %% ../../nbs/serving/bandit.ipynb #9090e7e2
+def pool_in(pools: dict[int, tuple[str, ...]], segment_id: int) -> tuple[str, ...]:
+    """A segment's strategies; those of -1 (none of the segments) where it has no pool of its own."""
+    if (pool := pools.get(segment_id, pools.get(-1))) is None:
+        raise ValueError(f"segment {segment_id} has no pool: there are pools for {', '.join(map(str, pools))}")
+    return pool
+
+
+class _Counted:
+    """A state, and its counts wherever they are."""
+
+    def __init__(self, state: BanditState | None = None, engine: sa.Engine | None = None):
+        self.state = state if state is not None else BanditState()
+        self.updater = StrategyUpdater(engine) if engine is not None else None
+        self.tracker = PerformanceTracker(self.state.counts)
+
+    def rows(self, segment_id: int | None = None) -> list[tuple[int, str, int, int, int]]:
+        """The counts as they are now, of one segment or of all: segment, strategy, week, decisions, reward in millionths."""
+        return self.updater.rows(segment_id) if self.updater else [r for r in self.tracker.rows() if segment_id in (None, r[0])]
+
+    def export(self) -> BanditState:
+        """The state with the counts as they are now: what `bandit_strategies.json` holds."""
+        return replace(self.state, counts=tuple(self.rows()))
+
+    def arms(self, segment_id: int, at: datetime | None = None) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+        """The pool of a segment, and of each strategy in it how many decisions and how much reward, discounted, as of `at`.
+
+        Without `at`: as of the newest week of the segment that was counted.
+        """
+        pool = pool_in(self.state.pools, segment_id)
+        tracker = PerformanceTracker(self.updater.rows(segment_id)) if self.updater else self.tracker
+        return (pool, *tracker.read(segment_id, pool, self.state.discount, None if at is None else week_of(at)))
+
+# %% ../../nbs/serving/bandit.ipynb #6b4c0baf
+class RecommendationBandit(_Counted):
     """Chooses a strategy for a person's segment, and learns from the answers.
 
     With an `engine` counts are read from and written to its database; without one they are in memory, in `tracker`.
     """
 
-    def __init__(self, state: BanditState | None = None, engine: sa.Engine | None = None):
-        self.state = state if state is not None else BanditState()
-        self.engine, self.updater = engine, StrategyUpdater(engine) if engine is not None else None
-        self.tracker = PerformanceTracker(self.state.counts)
-
     def initialize_bandit_arms(self, pools: dict[int, tuple[str, ...]]) -> None:
         """Sets the pools, segment id -> strategies. New strategies begin with no counts; what was counted stays counted."""
         self.state = replace(self.state, pools=pools)
-        if self.engine is not None:
-            require(self.engine)
-
-    def _pool(self, segment_id: int) -> tuple[str, ...]:
-        if (pool := self.state.pools.get(segment_id, self.state.pools.get(-1))) is None:
-            raise ValueError(f"segment {segment_id} has no pool: there are pools for {', '.join(map(str, self.state.pools))}")
-        return pool
-
-    def arms(self, segment_id: int, at: datetime | None = None) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-        """The pool of a segment, and of each strategy in it how many decisions and how much reward, discounted, as of `at`.
-
-        Without `at`: as of the newest week that was counted.
-        """
-        pool = self._pool(segment_id)
-        tracker = self.tracker if self.updater is None else PerformanceTracker(self.updater.rows(segment_id))
-        week = tracker.newest() if at is None else week_of(at)
-        return (pool, *tracker.read(segment_id, pool, self.state.discount, week))
 
     def probabilities(self, segment_id: int, context=None, stressed: bool = False, at: datetime | None = None) -> dict[str, float]:
         """The exact probability of each strategy of the pool. For `stressed` people: 1 for the best one that does not push.
 
-        `context` (d,) is the person's state, for LinUCB. A segment without a pool gets that of -1.
+        `context` (d,) is the person's state, for LinUCB. A segment without a pool gets that of -1. Counts as in `arms`.
         """
         pool, n, r = self.arms(segment_id, at)
-        p = calm(pool, n, r) if stressed else self.state.selector.probabilities(self._wanted(pool, n, r, context))
+        if stressed:
+            p = calm(pool, n, r)
+        else:
+            linear = self.state.algorithm == "linucb"
+            p = self.state.selector.probabilities(promised(self.state.linear, pool, context) if linear else self.state.selector.wanted(n, r))
         return dict(zip(pool, p.tolist(), strict=True))
-
-    def _wanted(self, pool, n, r, context) -> np.ndarray:
-        if self.state.algorithm == "linucb":
-            return promised(self.state.linear, pool, context)
-        return self.state.selector.wanted(n, r)
 
     def select_strategy(self, segment_id: int, u: float | np.random.Generator, stressed: bool = False, context=None, at: datetime | None = None) -> Choice:
         """Draws a strategy. `u` is a number from 0 up to 1, or a generator to take one from: the same number, the same choice."""
-        p = self.probabilities(segment_id, context, stressed, at)
-        u = float(u.random()) if isinstance(u, np.random.Generator) else float(u)
-        if not 0 <= u < 1:
-            raise ValueError(f"u = {u!r}: a number from 0 up to (not including) 1 is needed")
-        return draw(p, u)
+        return draw(self.probabilities(segment_id, context, stressed, at), float(u.random()) if isinstance(u, np.random.Generator) else float(u))
 
     def update_strategy_rewards(self, decision_id: int, reward: float, at: datetime) -> str:
         """Counts the answer that was given at the moment `at` to a stored decision: one of `OUTCOMES`. Needs a database."""
@@ -582,15 +596,11 @@ class RecommendationBandit:
             raise ValueError("decisions are stored in a database, and this bandit has none: give it an engine, or count with tracker.add")
         return self.updater.record([Answer(decision_id, reward, at)])[0]
 
-    def export(self) -> BanditState:
-        """The state with the counts as they are now: what `bandit_strategies.json` holds."""
-        return replace(self.state, counts=tuple(self.tracker.rows() if self.updater is None else self.updater.rows()))
-
     def evaluate_strategy_performance(self, at: datetime | None = None) -> "BanditPerformance":
         """How each strategy did in each segment, as of `at`: counts, share that helped with an interval, chance to be the best."""
         return _performance(self, at)
 
-# %% ../../nbs/serving/bandit.ipynb #158d58cf
+# %% ../../nbs/serving/bandit.ipynb #4ca892fd
 @dataclass(frozen=True, repr=False)
 class BanditPerformance(Card):
     """How strategies did. `rows` are dictionaries: one a segment and strategy."""
@@ -623,13 +633,12 @@ def _performance(bandit: RecommendationBandit, at: datetime | None) -> BanditPer
     rows, state = [], bandit.state
     for g in state.pools:
         pool, n, r = bandit.arms(g, at)
-        tracked = bandit.tracker.rows() if bandit.updater is None else bandit.updater.rows(g)
-        upto = week_of(at) if at is not None else max((w for _, _, w, _, _ in tracked), default=0)
+        tracked = [row for row in bandit.rows(g) if at is None or row[2] <= week_of(at)]
         best = chances_to_be_best(1 + r, 1 + np.maximum(n - r, 0))
         p = bandit.probabilities(g, at=at) if state.linear is None else dict.fromkeys(pool)
         for i, s in enumerate(pool):
             low, high = beta_interval(1 + r[i], 1 + max(n[i] - r[i], 0.0))
             rows.append({"segment_id": g, "segment": SEGMENTS[g] if g >= 0 else "none of them", "strategy": s,
-                         "decisions": sum(c for h, t, w, c, _ in tracked if (h, t) == (g, s) and w <= upto), "effective": float(n[i]),
+                         "decisions": sum(row[3] for row in tracked if row[1] == s), "effective": float(n[i]),
                          "mean": float(r[i] / n[i]) if n[i] else None, "low": low, "high": high, "best": float(best[i]), "probability": p[s]})
     return BanditPerformance(state.algorithm, tuple(rows))
