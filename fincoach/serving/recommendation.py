@@ -114,7 +114,7 @@ def _part(warnings: list[str], what: str, read: Callable):
     except OSError as e:
         warnings.append(f"{what} cannot be read: {e.strerror or type(e).__name__}")
 
-# %% ../../nbs/serving/recommendation.ipynb #31e09b61
+# %% ../../nbs/serving/recommendation.ipynb #4a95f58c
 def _policy(artifact: Artifact) -> PolicyParameters:
     """`policy.json`, if its actions and its features are ours."""
     policy = PolicyParameters.from_json(artifact.read("policy.json"))
@@ -126,7 +126,9 @@ def _policy(artifact: Artifact) -> PolicyParameters:
 
 
 def _places(artifact: Artifact, policy: PolicyParameters) -> Places:
-    """`segmentation.json`, if it is the one that the policy was learned with."""
+    """`segmentation.json`, if it is the one that the policy was learned with; nobody's segment where it was learned with "none"."""
+    if policy.segmentation == "none":
+        return Places(None)
     found = SegmentationParameters.from_json(artifact.read("segmentation.json"))
     if found.version != policy.segmentation:
         raise ParametersError(f"the policy was learned with the segments of {policy.segmentation}, not of {found.version}")
@@ -664,7 +666,7 @@ class LoadedModels(NamedTuple):
     model_version: str
     warnings: tuple[str, ...]
 
-# %% ../../nbs/serving/recommendation.ipynb #df82e574
+# %% ../../nbs/serving/recommendation.ipynb #3156ad55
 class _Asking:
     """The half of the service that decides."""
 
@@ -693,8 +695,11 @@ class _Asking:
     @property
     def limits(self) -> Limits:
         """The hard limits in force: those given, else those of the loaded version, else the defaults."""
-        policy = self._loaded.policy
-        return self._limits or (Limits(**policy.limits, explore=policy.explore) if policy else Limits())
+        return self._limits_of(self._loaded)
+
+    def _limits_of(self, loaded: _Loaded) -> Limits:
+        """The limits in force with a loaded version."""
+        return self._limits or (Limits(**loaded.policy.limits, explore=loaded.policy.explore) if loaded.policy else Limits())
 
     def _chances(self, loaded: _Loaded, x: np.ndarray, segment: int, at: datetime) -> dict[str, float]:
         """The probability of each strategy for a person, as of a moment, from the counts in the database."""
@@ -715,7 +720,7 @@ class _Asking:
             d = decide(q[0], allowed[0], segment, stressed, {STRATEGY_NAMES[_OPEN]: 1.0}, 0.0, draw, brain.name)
             return d._replace(strategy_propensity=None), segment, said
         chances = self._chances(loaded, f.x, segment, at)
-        return decide(q[0], allowed[0], segment, stressed, chances, self.limits.explore, draw, brain.name), segment, said
+        return decide(q[0], allowed[0], segment, stressed, chances, self._limits_of(loaded).explore, draw, brain.name), segment, said
 
 # %% ../../nbs/serving/recommendation.ipynb #dd5c5be7
 _STATE_COLUMNS = {n: i for i, n in enumerate(ENHANCED_NAMES)}
@@ -732,7 +737,7 @@ def _from_state(state) -> tuple[np.ndarray, int, bool]:
     places = np.flatnonzero(values[BASE : BASE + len(SEGMENTS)])
     return values[_FROM_WIDE], int(places[0]) if len(places) == 1 else -1, True
 
-# %% ../../nbs/serving/recommendation.ipynb #b7f05cd3
+# %% ../../nbs/serving/recommendation.ipynb #870b3204
 class EnhancedCQLModelService(_Asking):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
@@ -755,7 +760,7 @@ class EnhancedCQLModelService(_Asking):
         def fresh(held: str) -> _Stored:
             return _row(loaded, f, Decision(0, STRATEGY_NAMES[_OPEN], 1.0, None, "limits") if held else decision, segment, at, request_id)
 
-        stored, held, repeated, later = _store(self.engine, user_id, request_id, at, self.limits, f.local, fresh)
+        stored, held, repeated, later = _store(self.engine, user_id, request_id, at, self._limits_of(loaded), f.local, fresh)
         if repeated and stored.decided_at != at:
             f = _facts(self.engine, user_id, stored.decided_at, f.local.tzinfo.key)
             said = self._propose(loaded, f, stored.decided_at)[2]
