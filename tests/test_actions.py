@@ -376,6 +376,16 @@ def test_nothing_is_tried_out_or_pushed_under_stress():
 # --- strategies
 
 
+def test_a_strategy_bounds_the_urgency():
+    """A message is never more prominent than its action, nor than its strategy allows."""
+    x = one(income_weekly=500, spending_weekly=400, savings_rate=0.2, debt_share=0.1, essential_share=0.5, spending_pace=2, transactions_weekly=5)
+    order = list(Urgency)
+    got = {(a.name, s.name): (suggestion(a.name, s.name, x, "EUR").urgency, a.urgency, s.urgency) for a, ok in zip(ACTIONS, eligible(x[None])[0], strict=True) if ok for s in STRATEGIES}
+    assert all(order.index(said) == min(order.index(own), order.index(most)) for said, own, most in got.values())
+    assert got["pay_debt", "aggressive"][0] == Urgency.HIGH
+    assert got["pay_debt", "conservative"][0] == Urgency.LOW
+
+
 def test_pools_and_masks_agree():
     ids = np.arange(-1, 5)
     mask = strategy_mask(ids)
@@ -455,6 +465,16 @@ def test_a_rise_is_told_only_when_it_is_one():
         assert (said.category == "dining") == told, (weekly, before)
     both = (CategoryFact(13, "dining", 60.0, 30.0), CategoryFact(14, "shopping", 90.0, 50.0))
     assert suggestion("adjust_budget", "balanced", x, "EUR", both).category == "shopping"  # the larger rise
+
+
+@pytest.mark.parametrize(("days", "compared"), [(167, False), (168, True), (100, False), (1, False)])
+def test_before_is_known_after_two_whole_windows(days, compared):
+    """With less than 168 days of history there is nothing to compare with; the sums of a short history are per week of it."""
+    start = date(2024, 1, 1)
+    person = ledger([(str(start), "", "dining", -8400), (str(start + timedelta(days=days - 1)), "", "dining", -8400)])
+    (fact,) = category_facts(person, day_number(start) + days - 1)
+    assert math.isfinite(fact.before) == compared
+    assert math.isclose(fact.weekly, 7 * {1: 168, 100: 84}.get(days, 84) / max(min(days, 84), 7))
 
 
 # --- what an answer is worth
