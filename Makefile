@@ -15,7 +15,7 @@ export JUPYTER_PLATFORM_DIRS = 1
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-retrain: $(READY) ## learn the five segments, end to end (SOURCE=population | complete-journey | database URL | file.csv)
+retrain: $(READY) ## learn segments and advice, end to end (SOURCE=population | complete-journey | database URL | file.csv)
 	@$(BIN)/fincoach retrain --source '$(SOURCE)' $(if $(MAPPING),--mapping '$(MAPPING)')
 
 test: $(READY) ## check style, then run every notebook and every test

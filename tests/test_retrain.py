@@ -63,7 +63,8 @@ def test_the_notebook_leaves_everything_behind(trained):
     assert result.verdict in page
     assert not any(word in page for word in ("<script", 'src="http', "@import"))
     assert json.loads(result.report.with_name("report.json").read_text())["version"] == result.version
-    assert sum(s["people"] for s in result.segments) == result.people
+    assert sum(s["people"] for s in open_version(settings.artifacts, "segmentation", result.version).manifest["segments"]) == result.people
+    assert len(result.learned) == 5
     assert (result.decision, result.champion) == ("promoted", result.version)
 
 
@@ -170,7 +171,7 @@ from test_retrain import Ready, settings_in
 from fincoach.learn import retrain as road
 settings, seed, real = settings_in(Path({home!r})), int(sys.argv[1]), sys.argv[2] == "real"
 if not real:
-    road.train_segmentation = lambda snapshot, recipe, truth, parent, *rest: Ready(settings, {version!r}, road.version_name(snapshot.hash, recipe), parent)
+    road.segments.train_segmentation = lambda snapshot, recipe, truth, parent, *rest: Ready(settings, {version!r}, road.version_name(snapshot.hash, recipe), parent)
 road.retrain("population", settings, seed=seed, notebook=False, say=lambda text: print(text, flush=True))
 """
 

@@ -15,7 +15,7 @@ BELOW = {
     "serving": {"data", "features"},
     "segments": {"data", "features", "evaluate", "serving"},
     "recommend": {"data", "features", "evaluate", "serving"},
-    "learn": {"data", "features", "evaluate", "serving", "segments"},
+    "learn": {"data", "features", "evaluate", "serving", "segments", "recommend"},
 }
 FREE = {"settings", "show", ""}
 HEAVY = ("torch", "sklearn", "pandas", "scipy", "matplotlib", "plotly", "statsmodels", "seaborn", "numba", "polars", "sqlalchemy")
