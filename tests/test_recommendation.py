@@ -699,6 +699,20 @@ def test_answers_are_stored_and_counted_once(mine):
         1 for row in history(mine.engine) if row["strategy_propensity"] and row["strategy_propensity"] < 1) - 1  # fmt: skip
 
 
+def test_counts_of_the_version_come_first_and_those_of_the_database_go_on(world, tmp_path):
+    """A version that learned of one segment up to week 100: of that segment earlier weeks of the database are left out, of others none."""
+    engine = fill(f"sqlite:///{tmp_path}/people.db", world)
+    state = BanditState("epsilon_greedy", discount=1.0, counts=((0, "balanced", 100, 50, 40_000_000),))
+    service = EnhancedCQLModelService(engine, world.publish(tmp_path / "a", bandit_strategies__json=state.to_json().encode()))
+    stored = [(0, "balanced", 99, 7, 0), (0, "balanced", 100, 9, 0), (0, "balanced", 101, 10, 10_000_000), (1, "balanced", 3, 4, 1_000_000)]
+    with writing(engine) as c:
+        c.execute(sa.insert(TABLES["bandit_counts"]), [dict(zip(("segment_id", "strategy", "week", "decisions", "reward_millionths"), r, strict=True)) for r in stored])
+    rows = {(r["segment_id"], r["strategy"]): r for r in service.evaluate_strategy_performance().rows}
+    assert (rows[0, "balanced"]["decisions"], rows[0, "balanced"]["mean"]) == (60, pytest.approx(50 / 60))
+    assert (rows[1, "balanced"]["decisions"], rows[1, "balanced"]["mean"]) == (4, 0.25)
+    engine.dispose()
+
+
 def test_answers_that_cannot_be(mine):
     r = next(r for u in range(1, PEOPLE) if (r := mine.get_segment_aware_recommendation(u, MORNING)).action != "do_nothing")
     night = mine.get_segment_aware_recommendation(r.user_id, MORNING + timedelta(hours=14))

@@ -6,7 +6,7 @@
 __all__ = ['BRAINS', 'RULES_VERSION', 'RULES', 'Brain', 'PersonFacts', 'state_hash', 'Decision', 'decide', 'Reason', 'Second',
            'Change', 'CoachingRecommendation', 'Learned', 'LoadedModels', 'EnhancedCQLModelService']
 
-# %% ../../nbs/serving/recommendation.ipynb #0a032364
+# %% ../../nbs/serving/recommendation.ipynb #867f83f0
 import hashlib
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from fincoach.serving.actions import (
     rules_policy, strategy_mask, suggestion,
 )
 from .artifacts import Artifact, ArtifactError, champion, open_version
-from .bandit import BanditPerformance, BanditState, Choice, RecommendationBandit
+from .bandit import Answer, BanditPerformance, BanditState, Choice, PerformanceTracker, RecommendationBandit, StrategyUpdater
 from .bandit import draw as draw_strategy
 from .inference import ParametersError, SegmentationParameters
 from .network import Network, NetworkError
@@ -622,6 +622,16 @@ def _zone(engine: sa.Engine, user_id: int) -> str:
         raise DatabaseError(f"there is nobody with the id {user_id}")
     return zone
 
+# %% ../../nbs/serving/recommendation.ipynb #99c7728c
+def _counted(state: BanditState, engine: sa.Engine, segment: int | None) -> RecommendationBandit:
+    """The bandit of a version with the counts of a segment (None: of all): the version's own, then the database's of later weeks."""
+    learned = {}
+    for g, _, week, _, _ in state.counts:
+        learned[g] = max(week, learned.get(g, week))
+    bandit, rows = RecommendationBandit(state), StrategyUpdater(engine).rows(segment)
+    bandit.tracker = PerformanceTracker([*state.counts, *(r for r in rows if r[2] > learned.get(r[0], -1))])
+    return bandit
+
 # %% ../../nbs/serving/recommendation.ipynb #a9da47b9
 class Learned(NamedTuple):
     """What became of an answer: its reward, and `outcome`, one of `serving.bandit.OUTCOMES` such as 'counted', 'same' or 'no choice'."""
@@ -666,7 +676,7 @@ class LoadedModels(NamedTuple):
     model_version: str
     warnings: tuple[str, ...]
 
-# %% ../../nbs/serving/recommendation.ipynb #3156ad55
+# %% ../../nbs/serving/recommendation.ipynb #c658ecda
 class _Asking:
     """The half of the service that decides."""
 
@@ -708,7 +718,7 @@ class _Asking:
             wide = loaded.bandit.linear.b.shape[1] > BASE and loaded.policy is not None
             seen = EnhancedStateVector(x, np.int64(segment), loaded.policy.ranking).state if wide else FinancialStateVector(x).generate_weekly_state()
             context = seen.values
-        return RecommendationBandit(loaded.bandit, self.engine).probabilities(segment, context, bool(in_stress(x[None])[0]), at)
+        return _counted(loaded.bandit, self.engine, segment).probabilities(segment, context, bool(in_stress(x[None])[0]), at)
 
     def _propose(self, loaded: _Loaded, f: PersonFacts, at: datetime) -> tuple[Decision, int, list[str]]:
         """What would be decided if no limit forbade it, the segment, and what has to be said about it."""
@@ -737,7 +747,7 @@ def _from_state(state) -> tuple[np.ndarray, int, bool]:
     places = np.flatnonzero(values[BASE : BASE + len(SEGMENTS)])
     return values[_FROM_WIDE], int(places[0]) if len(places) == 1 else -1, True
 
-# %% ../../nbs/serving/recommendation.ipynb #870b3204
+# %% ../../nbs/serving/recommendation.ipynb #0c504b1b
 class EnhancedCQLModelService(_Asking):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
@@ -784,16 +794,15 @@ class EnhancedCQLModelService(_Asking):
         """
         at, reward = _moment(at), _reward(response, helpful)
         _store_answer(self.engine, decision_id, response, helpful, at)
-        outcome = RecommendationBandit(self._loaded.bandit, self.engine).update_strategy_rewards(decision_id, reward, at)
-        return Learned(decision_id, reward, outcome)
+        return Learned(decision_id, reward, StrategyUpdater(self.engine).record([Answer(decision_id, reward, at)])[0])
 
     def settle(self, at: datetime) -> dict[str, int]:
         """Let the bandit learn all that is known at a moment in UTC, silence included: what was not answered in four weeks did not help."""
-        return RecommendationBandit(self._loaded.bandit, self.engine).updater.settle(_moment(at))
+        return StrategyUpdater(self.engine).settle(_moment(at))
 
     def evaluate_strategy_performance(self, at: datetime | None = None) -> BanditPerformance:
-        """How each strategy did in each segment, as of a moment in UTC (None: now counted)."""
-        return RecommendationBandit(self._loaded.bandit, self.engine).evaluate_strategy_performance(at and _moment(at))
+        """How each strategy did in each segment, as of a moment in UTC (None: of the newest week that was counted)."""
+        return _counted(self._loaded.bandit, self.engine, None).evaluate_strategy_performance(at and _moment(at))
 
     def get_recommendation(self, state, currency: str | None = None, explain: bool = False) -> CoachingRecommendation:
         """The best allowed action for a state of 17 numbers, or of 35: nothing is drawn, nothing is stored.
