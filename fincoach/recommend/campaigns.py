@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['WINDOW', 'HISTORY', 'SURE', 'PLACEBOS', 'LIMITS', 'GROCER', 'Diary', 'diary', 'Trials', 'trials', 'logistic',
            'propensities', 'Fit', 'log_odds', 'fit_of', 'overlap', 'odds_weights', 'balance', 'logged', 'always',
-           'per_letter', 'Effect', 'effect', 'beyond', 'placebos', 'before_gap', 'hidden_interval', 'withstands',
-           'known_strengths', 'e_value', 'readily', 'policies', 'worth_in_dollars', 'worth_in_coupons', 'Study',
-           'study', 'Campaigns', 'study_campaigns']
+           'per_letter', 'Effect', 'effect', 'beyond', 'placebos', 'before_gap', 'extremes', 'hidden_interval',
+           'withstands', 'known_strengths', 'e_value', 'readily', 'policies', 'worth_in_dollars', 'worth_in_coupons',
+           'Study', 'study', 'Campaigns', 'study_campaigns']
 
-# %% ../../nbs/recommend/campaigns.ipynb #ae9e1f8e
+# %% ../../nbs/recommend/campaigns.ipynb #c6f728ae
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -19,6 +19,7 @@ import polars as pl
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
+from threadpoolctl import threadpool_limits
 
 from ..data.tables import DEBT, DISCRETIONARY, ESSENTIAL, FEE
 from ..features.behavior import FEATURES, NAMES, extract, fit_scaling
@@ -208,12 +209,13 @@ def _folds(units: np.ndarray, folds: int, seed: int) -> np.ndarray:
     names, unit = np.unique(units, return_inverse=True)
     return np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[unit.ravel()]
 
-# %% ../../nbs/recommend/campaigns.ipynb #883df366
+# %% ../../nbs/recommend/campaigns.ipynb #03ecaade
 def logistic() -> LogisticRegression:
     """The model of who gets a letter, unless another is given."""
     return LogisticRegression(C=0.1, solver="newton-cholesky")
 
 
+@threadpool_limits.wrap(limits=1)  # the matrices are small: threads would only wait for each other
 def propensities(data: Trials, model: Callable = logistic, folds: int = 5, seed: int = 0) -> np.ndarray:
     """The probability of a letter for each row (n,), by calibrated models that saw neither the row nor its household.
 
@@ -318,7 +320,8 @@ def _love(gaps: pl.DataFrame, most: int = 12) -> Html:
     return chart(draw, f"The {len(rows)} inputs that differ most between households with and without a letter; after weighting the largest difference of all is {worst:.2f}.",
                  height=70 + 22 * len(rows), caption="Dotted: 0.1, below which a difference counts as small.")
 
-# %% ../../nbs/recommend/campaigns.ipynb #e4938aae
+# %% ../../nbs/recommend/campaigns.ipynb #cf1143fa
+@threadpool_limits.wrap(limits=1)
 def logged(data: Trials, p: np.ndarray, rewards: np.ndarray | None = None, seed: int = 0) -> Log:
     """The `ope.Log` of two actions, 0 no letter and 1 letter. `rewards` default to the change in spending."""
     rewards = data.spending if rewards is None else rewards
@@ -394,7 +397,16 @@ def before_gap(found: Effect, level: float = 0.95, seed: int = 0) -> Worth:
     sides = [Terms(weights * side * data.before, weights * side) for side in (data.sent, ~data.sent)]
     return difference(*sides, data.units, level, seed=seed)
 
-# %% ../../nbs/recommend/campaigns.ipynb #699d18e6
+# %% ../../nbs/recommend/campaigns.ipynb #76ef0a99
+def extremes(values: np.ndarray, weights: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest weighted mean of `values` (n,), if each of the `weights` (..., n) may change by up to the factor `strength`."""
+    order = np.argsort(-values, kind="stable")
+    weights = weights[..., order]
+    sums = [np.concatenate([np.zeros((*x.shape[:-1], 1)), x.cumsum(axis=-1)], axis=-1) for x in (weights * values[order], weights)]
+    up, down = (np.divide(*(k * x + (x[..., -1:] - x) / k for x in sums)) for k in (strength, 1 / strength))  # large values count more; count less
+    return down.min(axis=-1), up.max(axis=-1)
+
+# %% ../../nbs/recommend/campaigns.ipynb #9b333173
 def hidden_interval(found: Effect, strength: float, draws: int = 200, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """The interval of the effect a letter, if a hidden cause changes the odds of a letter by up to the factor `strength`."""
     if strength < 1:
@@ -402,13 +414,10 @@ def hidden_interval(found: Effect, strength: float, draws: int = 200, level: flo
     sent, residual, odds = _residuals(found)
     names, unit = np.unique(found.units, return_inverse=True)
     counts = np.random.default_rng(seed).poisson(1.0, (draws, len(names)))[:, unit.ravel()]
-    order = np.flatnonzero(~sent)[np.argsort(-residual[~sent], kind="stable")]
-    weight = counts[:, order] * odds[order]
-    sums = [np.hstack([np.zeros((draws, 1)), x.cumsum(axis=1)]) for x in (weight * residual[order], weight)]
+    least, most = extremes(residual[~sent], counts[:, ~sent] * odds[~sent], strength)
     one = (counts[:, sent] * residual[sent]).sum(axis=1) / counts[:, sent].sum(axis=1)
-    ends = [np.divide(*(up * x + (x[:, -1:] - x) * down for x in sums)) for up, down in ((strength, 1 / strength), (1 / strength, strength))]
     tail = (1 - level) / 2
-    return float(np.quantile(one - ends[0].max(axis=1), tail)), float(np.quantile(one - ends[1].min(axis=1), 1 - tail))
+    return float(np.quantile(one - most, tail)), float(np.quantile(one - least, 1 - tail))
 
 
 def _residuals(found: Effect) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -469,7 +478,7 @@ def worth_in_coupons(data: Trials, p: np.ndarray, seed: int = 0) -> Comparison |
     many = {k: v for k, v in policies(p).items() if k != "nobody"}
     return compare_policies(log, many, "by lot", seed=seed) if support(log, many["by lot"]).supported else None
 
-# %% ../../nbs/recommend/campaigns.ipynb #10b67b48
+# %% ../../nbs/recommend/campaigns.ipynb #735aa5b8
 @dataclass(frozen=True, eq=False)
 class Study(Card):
     """What can be said about one kind of letter. Amounts are major units a week and letter; `beyond` is the effect less each placebo's.
@@ -519,7 +528,7 @@ class Study(Card):
         value = self.effect.value or Worth(np.nan, np.nan, np.nan, np.nan)
         return pl.DataFrame([{"letter": self.data.label, "verdict": self.verdict, "letters": int(self.data.sent.sum()), "redeemed": self.redeemed, "effect": value.value,
                               "low": value.low, "high": value.high, "placebo": max((e.terms.value for e in self.placebos), key=abs, default=None),
-                              "beyond_low": min((b.low for b in self.beyond), default=None), "endures": self.endures, "each_redeemer": self.each}])
+                              "beyond_low": min((b.low for b in self.beyond), default=None), "endures": self.endures, "each_redeemer": self.each, "usual": self.usual}])
 
     def to_dict(self) -> dict:
         """The row, the sentence and the checks as plain values."""
@@ -564,7 +573,7 @@ def _apart(w: Worth) -> bool:
     """Whether an interval excludes zero."""
     return not w.low <= 0 <= w.high
 
-# %% ../../nbs/recommend/campaigns.ipynb #893e63f8
+# %% ../../nbs/recommend/campaigns.ipynb #167a3ba5
 _TONES = {"shown": "good", "suggested, not shown": "warning", "not told apart from before": "warning", "no effect shown": "note", "cannot be told": "error"}
 _PALE = "#8a94a6"
 
@@ -578,14 +587,14 @@ def _effect_rows(s: Study, lead: str = "") -> list[tuple]:
     return rows
 
 
-def _policy_table(c: Comparison) -> Html:
+def _policy_table(c: Comparison, doubt: str = "") -> Html:
     """Policies with their gains; of those refused, why."""
     def told(k: str) -> str:
         return c.values[k].why if c.values[k].value is None else "the others are compared with this" if k == c.baseline else c.verdicts[k]
 
     rows = [{"policy": k, "value": v.value.value if v.value else None, "gain": g.value if (g := c.gains.get(k)) else None,
              "low": g.low if g else None, "high": g.high if g else None, "verdict": told(k)} for k, v in c.values.items()]
-    return table(rows, formats={"value": ".3f", "gain": "+.3f", "low": "+.3f", "high": "+.3f"}, footnote=f"Intervals of the gains hold together with {c.level:.0%}.")
+    return table(rows, formats={"value": ".3f", "gain": "+.3f", "low": "+.3f", "high": "+.3f"}, footnote=f"Intervals of the gains hold together with {c.level:.0%}. {doubt}")
 
 
 def _study_body(s: Study) -> Html:
@@ -603,7 +612,7 @@ def _study_body(s: Study) -> Html:
     picture = intervals(_effect_rows(s), f"Change of weekly spending by the letter: {v!r}; and at placebo dates.", spec="+.2f", reference=0.0, xlabel="change of weekly spending, a letter",
                         caption="Grey: dates on which nothing had been sent. A letter that works stands clear of them.")
     parts = [callout(s.why, _TONES[s.verdict], f"{s.verdict[0].upper()}{s.verdict[1:]}"), prose(s.note) if s.note else Html(""), picture, table(rows),
-             overlap({s.data.label: (s.data.sent, s.chance)}), _love(balance(s.effect.data, s.effect.chance)), prose("**Policies, in weekly spending a household**"), _policy_table(s.dollars)]
+             overlap({s.data.label: (s.data.sent, s.chance)}), _love(balance(s.effect.data, s.effect.chance)), prose("**Policies, in weekly spending a household**"), _policy_table(s.dollars, "They rest on the same estimates as the effect above and share its doubts: the verdict on top holds for them, too.")]
     return join(parts + ([prose("**Policies, in households that redeem**"), _policy_table(s.coupons)] if s.coupons else []))
 
 # %% ../../nbs/recommend/campaigns.ipynb #1bc0a979
@@ -654,7 +663,7 @@ def study_campaigns(source, actions=None, model: Callable = logistic, seed: int 
             aside[action] = str(e)
     return Campaigns(found, aside)
 
-# %% ../../nbs/recommend/campaigns.ipynb #8fc36086
+# %% ../../nbs/recommend/campaigns.ipynb #5fca156f
 def _campaigns_body(c: Campaigns) -> Html:
     """Verdicts, one picture, propensities, limits."""
     spoken = [callout(join([prose(s.why), prose(s.note) if s.note else Html("")]), _TONES[s.verdict], f"{s.data.label}: {s.verdict}") for s in c.studies.values()]
@@ -664,9 +673,9 @@ def _campaigns_body(c: Campaigns) -> Html:
     rows = [row for s in c.studies.values() for row in _effect_rows(s, f"{s.data.label}, ")]
     picture = intervals(rows, "Change of weekly spending by each kind of letter, with placebo dates.", spec="+.2f", reference=0.0, xlabel="change of weekly spending, a letter",
                         caption="Grey: the same calculation at dates on which nothing had been sent yet. What it shows there is not the letters' doing.")
-    shown = table(c.to_frame(), ["letter", "letters", "redeemed", "effect", "low", "high", "placebo", "beyond_low", "endures", "each_redeemer"],
-                  dict.fromkeys(("effect", "low", "high", "placebo", "beyond_low", "each_redeemer"), "+.2f") | {"redeemed": ".1%", "letters": ",.0f", "endures": ".2f"},
-                  footnote="Effect: change of weekly spending a letter. Placebo: the largest at a date before. Endures: the strength of a hidden cause withstood, 1 is none.")
+    shown = table(c.to_frame(), ["letter", "letters", "redeemed", "effect", "low", "high", "placebo", "beyond_low", "each_redeemer", "usual"],
+                  dict.fromkeys(("effect", "low", "high", "placebo", "beyond_low", "each_redeemer"), "+.2f") | {"redeemed": ".1%", "letters": ",.0f", "usual": ".2f"},
+                  footnote="Effect: change of weekly spending a letter. Placebo: the largest at a date before. Beyond low: the lower end of what the effect has more than a placebo. Each redeemer: what those who redeemed must have spent more, if nobody else did; usual: a week before.")
     limits = prose("\n".join(["**What none of this can say**", "", *(f"- {x}" for x in LIMITS)]))
     return join([*spoken, picture, shown, overlap({s.data.label: (s.data.sent, s.chance) for s in c.studies.values()}), limits])
 
