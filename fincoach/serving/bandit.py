@@ -8,12 +8,13 @@ __all__ = ['ALGORITHMS', 'MILLION', 'FORMAT', 'HORIZON', 'OUTCOMES', 'chances_to
            'StrategyUpdater', 'Choice', 'draw', 'calm', 'promised', 'pool_in', 'RecommendationBandit',
            'BanditPerformance']
 
-# %% ../../nbs/serving/bandit.ipynb #c021dd64
+# %% ../../nbs/serving/bandit.ipynb #ee30cc7b
 import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ def _densities(a: np.ndarray, b: np.ndarray, edges: np.ndarray) -> tuple[np.ndar
     before = np.cumsum(parts, axis=1) - parts
     return x, f * _WEIGHTS / total, (before[:, :, None] + f @ _PARTIAL.T) / total
 
-# %% ../../nbs/serving/bandit.ipynb #65d07b4c
+# %% ../../nbs/serving/bandit.ipynb #7f88d120
 def chances_to_be_best(a, b) -> np.ndarray:
     """The probability that each of k independent Beta(a, b) variables is the largest: (k,) floats that sum to 1.
 
@@ -77,8 +78,11 @@ def chances_to_be_best(a, b) -> np.ndarray:
     if len(a) == 1:
         return np.ones(1)
     _, f, F = _densities(a, b, _panels(a, b))
-    p = np.array([(f[i] * np.delete(F, i, axis=0).prod(axis=0)).sum() for i in range(len(a))])
-    p = np.maximum(p, 0)
+    below, above = np.ones_like(F), np.ones_like(F)  # the products of all F before and after each
+    for i in range(1, len(a)):
+        below[i] = below[i - 1] * F[i - 1]
+        above[-i - 1] = above[-i] * F[-i]
+    p = np.maximum((f * below * above).sum(axis=(1, 2)), 0)
     return p / p.sum()
 
 # %% ../../nbs/serving/bandit.ipynb #e9f547a3
@@ -90,7 +94,7 @@ def beta_interval(a: float, b: float, level: float = 0.95) -> tuple[float, float
     low, high = np.interp([(1 - level) / 2, (1 + level) / 2], F, x)
     return float(low), float(high)
 
-# %% ../../nbs/serving/bandit.ipynb #e3b8b7f4
+# %% ../../nbs/serving/bandit.ipynb #40f333c2
 ALGORITHMS = ("epsilon_greedy", "ucb", "thompson", "linucb")
 
 
@@ -119,6 +123,9 @@ class StrategySelector:
 
     def wanted(self, decisions: np.ndarray, reward: np.ndarray) -> np.ndarray:
         """What the algorithm itself would do (k,): from how many decisions each strategy has, and the sum of their rewards."""
+        return _wanted(self, np.asarray(decisions, float).tobytes(), np.asarray(reward, float).tobytes())
+
+    def _wanted(self, decisions: np.ndarray, reward: np.ndarray) -> np.ndarray:
         if self.algorithm == "thompson":
             return chances_to_be_best(1 + reward, 1 + np.maximum(decisions - reward, 0))
         score = self._upper(decisions, reward) if self.algorithm == "ucb" else (1 + reward) / (2 + decisions)
@@ -133,6 +140,14 @@ class StrategySelector:
     def probabilities(self, wanted: np.ndarray) -> np.ndarray:
         """`wanted` with the floor under it."""
         return (1 - self.explore) * wanted + self.explore / len(wanted)
+
+
+@lru_cache(4096)
+def _wanted(selector: StrategySelector, decisions: bytes, reward: bytes) -> np.ndarray:
+    """The same counts are asked about again and again: everybody in a segment has them, until the next answer."""
+    made = selector._wanted(np.frombuffer(decisions), np.frombuffer(reward))
+    made.flags.writeable = False
+    return made
 
 # %% ../../nbs/serving/bandit.ipynb #96c27ffb
 MILLION = 1_000_000
