@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -630,8 +631,10 @@ def test_people_of_whom_nothing_is_known(mine):
     assert any("nothing was booked" in w for w in early.warnings)
     with writing(mine.engine) as c:
         c.execute(sa.insert(TABLES["users"]).values(id=900, external_id="new", timezone="Pacific/Auckland", currency="JPY", created_at=MORNING))
-    fresh = mine.get_segment_aware_recommendation(900, MORNING)
-    assert fresh.action == "do_nothing" or not re.search(r"\d", fresh.message)
+    for at in (MORNING, MORNING - timedelta(days=90)):  # on the first day, and before the person was known at all
+        fresh = mine.get_segment_aware_recommendation(900, at)
+        assert fresh.served_by in ("rules", "limits")
+        assert not re.search(r"\d", fresh.message)
 
 
 @pytest.mark.parametrize("at", [datetime(2024, 10, 2, 9), "2024-10-02", datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC), None])
@@ -662,6 +665,34 @@ def test_a_decision_that_cannot_be_stored_is_not_answered(mine):
             mine.get_segment_aware_recommendation(8, MORNING, "r-1")
     assert history(mine.engine) == []
     assert not mine.get_segment_aware_recommendation(8, MORNING, "r-1").repeated
+
+
+def test_versions_change_under_way_and_no_answer_mixes_two(world, shared, tmp_path):
+    """Four threads ask while two versions take turns: the values of each answer are those of the network of the version it names."""
+    other = by_chance(ENHANCED_NAMES, 77)
+    world.publish(tmp_path / "a", "second", **{WIDE.replace(".", "__"): other, "policy__json": replace(world.policy, version="second").to_json().encode()})
+    service = EnhancedCQLModelService(shared.engine, world.publish(tmp_path / "a", "first"))
+    nets = {"first": Network(world.files[WIDE], 35, 12), "second": Network(other, 35, 12)}
+    seen, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            seen.append(service.get_recommendation(world.states[3], explain=True))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for i in range(12):
+        promote(tmp_path / "a", "recommendation", ("second", "first")[i % 2])
+        service.load_enhanced_models()
+    stop.set()
+    for t in threads:
+        t.join()
+    assert {r.model_version for r in seen} == {"first", "second"}
+    for r in seen:
+        q = nets[r.model_version](world.states[3:4])[0]
+        assert [r.values[a] for a in ACTION_NAMES] == q.tolist()
+        assert r.action == max(r.allowed, key=lambda a: r.values[a])
 
 
 def test_a_state_alone_gives_the_best_action(shared, world):

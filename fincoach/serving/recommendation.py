@@ -411,12 +411,13 @@ class CoachingRecommendation(Card):
         """What the person reads, then why, what would change it, and how it was decided."""
         return join([p for p in (*_shown_message(self), *_shown_reasons(self), *_shown_changes(self), *_shown_values(self), _shown_small(self)) if p])
 
-# %% ../../nbs/serving/recommendation.ipynb #363841b9
+# %% ../../nbs/serving/recommendation.ipynb #ec06534e
 def _shown_message(r: CoachingRecommendation) -> list[Html]:
     """The message as the person sees it, and what kind of advice it is."""
     words = [badge(r.segment), badge(f"{r.strategy} strategy") if r.strategy_propensity else "", badge(f"{r.urgency} urgency") if r.message else "",
              badge("tried out", "warning") if r.explored else "", badge("short of money: nothing is tried out", "warning") if r.stressed else ""]
-    return [callout(r.message) if r.message else "", join([w for w in words if w], " "), prose(r.sentence)]
+    plain_ = r.sentence if r.second is None or not r.message else f"“{_lead(_MEANING[r.second.action])}” came second, {r.second.words}."
+    return [callout(r.message) if r.message else "", join([w for w in words if w], " "), prose(plain_)]
 
 
 def _shown_reasons(r: CoachingRecommendation) -> list[Html]:
