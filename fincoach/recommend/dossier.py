@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVEN', 'CHAMPION', 'AIM', 'WEIGHTY', 'Evidence', 'gates', 'judge', 'write_report', 'files_of', 'manifest_of']
 
-# %% ../../nbs/recommend/dossier.ipynb #496ef855
+# %% ../../nbs/recommend/dossier.ipynb #c7472236
 import json
 from dataclasses import dataclass, field
 
@@ -18,16 +18,17 @@ from fincoach.evaluate.report import (
     Gate, Section, ValidationReport, Verdict, alternatives, at_least, at_most, commands, comparison, decide, findings, grid, note, numbers,
     picture, text,
 )
-from ..features.state import EnhancedStateVector, feature_config
+from ..features.state import feature_config
 from .evidence import LOGGED, NOTHING, RULES, SERVED, Replay
 from .ope import NAMES, Comparison, Worth
 from .oracle import Regret
 from .rewards import PART_TABLE
+from .worth import IDLE
 from ..serving.actions import ACTION_NAMES, ACTIONS, STRATEGIES, actions_table
 from ..serving.policy import PolicyParameters, usual_of, values_of
 from ..show import heatmap, intervals, lines, plain
 
-# %% ../../nbs/recommend/dossier.ipynb #ebaea3bf
+# %% ../../nbs/recommend/dossier.ipynb #f224d055
 EVEN, CHAMPION = "as served, bandit knowing nothing", "champion"
 @dataclass(frozen=True)
 class Evidence:
@@ -48,6 +49,7 @@ class Evidence:
     versus: dict[str, Worth]  # what is served less each other policy, intervals holding together
     more: dict[str, Worth]  # share by which the relevance is over that of another policy, by its name
     relevance: dict[str, Worth]  # of each policy
+    cautious: float | None  # the relevance that is exceeded with 95 % under the fewest assumptions
     segments: pl.DataFrame = field(repr=False)
     groups: pl.DataFrame = field(repr=False)
     shares: pl.DataFrame = field(repr=False)
@@ -93,10 +95,10 @@ def _segment_gate(e: Evidence) -> Gate:
     return at_least("No segment worse off than by silence", worst["gain"], 0.0, f"gain over doing nothing where it is least sure: {worst['group']}",
                     interval=(worst["low"], worst["high"]), bound=True, spec="+.4f")
 
-# %% ../../nbs/recommend/dossier.ipynb #79bead1e
+# %% ../../nbs/recommend/dossier.ipynb #456deed4
 def gates(e: Evidence) -> list[Gate]:
     """What must hold (blocking) and what should be known, with the figures."""
-    r, test = e.recipe, e.data.test.decisions
+    r = e.recipe
     found = [
         at_least("Decisions", len(e.data.decisions), r.min_decisions, "logged decisions with a known outcome", spec=",.0f"),
         at_most("Leaks", e.audit.changed_by_after + e.outcomes[0], 0, "numbers, states and outcomes that changed when later rows were altered", spec=",.0f"),
@@ -115,10 +117,10 @@ def _aims(e: Evidence) -> list[Gate]:
     made = []
     for name, said in ((LOGGED, "what was done"), (RULES, "rules")):
         w = e.more.get(name)
-        made.append(at_least(f"Relevance over {said}", None if w is None else w.value, AIM, f"by how much more advice is taken up and found helpful than with {said}",
-                             interval=w and (w.low, w.high), blocking=False, spec="+.0%", bound=w is not None))
-    return [*made, at_least("Cautious bound", e.served.lower, e.values_logged.value, "value that is exceeded with 95 % at any sample size, without large-sample theory; asked for: what the log earned",
-                            blocking=False, spec=".4f")]
+        made.append(at_least(f"Relevance over {said}", w and w.value, AIM, f"by how much more often advice is taken up and found helpful than with {said}",
+                             interval=w and (w.low, w.high), blocking=False, spec="+.0%"))
+    return [*made, at_least("Cautious bound", e.cautious, float(e.data.test.decisions.parts[:, 2].mean()), "relevance that is exceeded with 95 % at any sample size, without large-sample theory; "
+                            "asked for: what was done", blocking=False, spec=".3f")]
 
 
 def _way_gate(regret: Regret) -> Gate:
@@ -331,7 +333,7 @@ def _champion(e: Evidence) -> list:
     return [text("No version was serving when this one was trained: it is judged against what was done." if e.parent is None else
                  f"The champion `{e.parent}` could not be used any more, so nothing could be compared with it.")]
 
-# %% ../../nbs/recommend/dossier.ipynb #28f42842
+# %% ../../nbs/recommend/dossier.ipynb #e28332db
 def _uncertainty(e: Evidence) -> Section:
     s, v = e.served.support, e.served
     blocks = [text("**Does the log speak about this policy?** " + ("It has enough of what the policy does." if s.supported else "It does not: " + "; ".join(s.reasons) + ".")),
@@ -341,12 +343,12 @@ def _uncertainty(e: Evidence) -> Section:
     if v.value:
         rows = [(NAMES[k], w.value, *(None if np.isnan(x) else x for x in (w.low, w.high))) for k, w in v.estimates.items()]
         blocks += [picture(intervals(rows, alt="Value of what is served by every estimator", spec=".3f", xlabel="reward a decision, as served")),
-                   text(f"**Which estimator?** {v.why} All of them are shown, since they err in different ways. With 95 % confidence, at any sample size and without large-sample theory, the value is over {v.lower:.4f}; "
-                        f"what was done earned {e.values_logged.value:.4f}.")]
+                   text(f"**Which estimator?** {v.why} All of them are shown, since they err in different ways. With 95 % confidence, at any sample size and without "
+                        f"large-sample theory, the relevance is over {e.cautious:.3f}; that of what was done is {e.data.test.decisions.parts[:, 2].mean():.3f}. Large-sample theory says {_span(e.relevance[SERVED], '.3f')}.")]
     blocks.append(text("Intervals take people as independent and the logged probabilities as true. They do not know of the choice among alphas and steps: that was made on other decisions, so it does not bias what is shown here."))
     return Section("uncertainty", "", "How far the figures can be trusted, and on how much they stand.", blocks)
 
-# %% ../../nbs/recommend/dossier.ipynb #24323436
+# %% ../../nbs/recommend/dossier.ipynb #9d5a872c
 def _sensitivity(e: Evidence) -> Section:
     rows = [(r["change"], r["gain"], r["low"], r["high"]) for r in e.changes.drop_nulls("gain").iter_rows(named=True)]
     formats = dict.fromkeys(("relevance", "money", "goal", "burden", "messages", "same advice"), ".3f") | {"messages": ".0%", "same advice": ".0%"}
@@ -370,14 +372,16 @@ def _carried(e: Evidence) -> str:
 
 
 def _worth(e: Evidence) -> list:
-    """The worth of the features, where it was measured."""
+    """What each number is worth; the ones that earn nothing are named."""
     if e.worth is None:
         return []
-    idle = e.worth.named("earns nothing") if hasattr(e.worth, "named") else ()
-    rows = e.worth.to_frame()
-    keep = [c for c in ("feature", "verdict", "loss", "loss_low", "loss_high", "value", "value_low", "value_high", "action", "r") if c in rows.columns]
-    return [text(f"**What is each number worth?** {len(idle)} of {len(rows)} earn nothing that can be shown: {_listed(n.replace('_', ' ') for n in idle)}." if idle else "**What is each number worth?** Every one earns something."),
-            grid(rows.select(keep), formats=dict.fromkeys((c for c in keep if c not in ("feature", "verdict", "action")), "+.4f"), caption="Importance by scrambling on held-out people: variance told, and value of the policy that follows")]
+    idle, rows = e.worth.named(IDLE), e.worth.to_frame()
+    said = f"{len(idle)} of {len(rows)} earn nothing that can be shown: {_listed(n.replace('_', ' ') for n in idle)}. They stay, since the state is one for all models, but could go." if idle else "Every one earns something."
+    keep = ["feature", "verdict", "loss", "loss_low", "loss_high", "value", "value_low", "value_high", "action", "r"]
+    sets = e.worth.ablation.to_frame()
+    return [text(f"**What is each number worth?** {said}"),
+            grid(rows.select(keep), formats=dict.fromkeys(keep[2:8], "+.4f") | {"r": "+.2f"}, caption="What scrambling a number costs on people held out: of the variance of rewards that is told, and of the policy's value; and the action it is most related to"),
+            grid(sets, formats=dict.fromkeys((c for c in sets.columns if sets[c].dtype == pl.Float64), "+.4f"), caption="From 17 numbers to 35, group by group, with paired intervals over people")]
 
 # %% ../../nbs/recommend/dossier.ipynb #7c5d57c4
 def _groups(e: Evidence) -> Section:

@@ -7,7 +7,7 @@ __all__ = ['Chances', 'NOTHING', 'LOGGED', 'RULES', 'SERVED', 'PartModel', 'Held
            'plain_policies', 'greedy', 'ModelEvaluator', 'by_group', 'segments_in', 'by_band', 'relative_gain',
            'logged_chances', 'carry_over', 'Replay', 'local_moments', 'limited', 'replay', 'choices', 'agreement']
 
-# %% ../../nbs/recommend/evidence.ipynb #e8f5600b
+# %% ../../nbs/recommend/evidence.ipynb #ab745939
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from ..data.tables import SEGMENTS
 from ..features.state import ENHANCED_NAMES, Peers
 from .decisions import Decisions
 from fincoach.recommend.ope import (
-    MIN_EFFECTIVE, Comparison, LeastSquares, Log, PolicyValue, Terms, Worth, compare_policies, design, difference, doubly_robust, estimators,
+    MAX_MISSING, MAX_SHARE, MIN_EFFECTIVE, Comparison, LeastSquares, Log, PolicyValue, Terms, Worth, compare_policies, design, difference, doubly_robust, estimators,
     evaluate_policy, importance_weights, support, worths,
 )
 from .rewards import PARTS, MultiObjectiveReward
@@ -176,20 +176,24 @@ class ModelEvaluator:
         """The doubly robust value, without an interval: what choices between models go by."""
         return float(self.terms(policy).value)
 
-# %% ../../nbs/recommend/evidence.ipynb #0af8dc26
+# %% ../../nbs/recommend/evidence.ipynb #9a8ed626
 def _supported(e: ModelEvaluator, policy: np.ndarray, rows: np.ndarray) -> tuple[bool, float]:
-    """Whether the decisions `rows` can speak about a policy, and the effective number of people."""
+    """Whether the decisions `rows` can speak about a policy, and the effective number of people.
+
+    A group is smaller than the whole: it needs a quarter of the effective people, and one person may carry four times as much of the weight.
+    """
     d, rewards = e.held.decisions, e.log.rewards[rows]
     if rows.sum() < 2 or len(np.unique(d.user_id[rows])) < 2 or rewards.min() == rewards.max():
         return False, 0.0
     found = support(Log(d.action[rows], rewards, d.propensity[rows], len(ACTION_NAMES), units=d.user_id[rows]), policy[rows])
-    return not [r for r in found.reasons if "effective units" not in r] and found.effective >= MIN_EFFECTIVE / 4, found.effective
+    enough = found.effective >= MIN_EFFECTIVE / 4 and found.largest_share <= 4 * MAX_SHARE and found.missing <= MAX_MISSING
+    return enough and not any("mean weight" in r for r in found.reasons), found.effective
 
 
 def by_group(e: ModelEvaluator, policy: np.ndarray, against: Mapping[str, np.ndarray | None], groups: Mapping[str, np.ndarray]) -> pl.DataFrame:
     """One row a group (name -> mask (n,)) and policy `against` (None: what was done): value, other, gain, low, high; nulls where too little is known.
 
-    The intervals of gains hold together over the groups. A group needs a quarter of the effective people that the whole does.
+    The intervals of gains hold together over the groups.
     """
     rows, level = [], 1 - (1 - e.level) / max(len(groups), 1)
     for group, mask in groups.items():
@@ -212,7 +216,7 @@ def segments_in(decisions: Decisions) -> dict[str, np.ndarray]:
     """The segments that occur, by name, as masks (n,)."""
     return {SEGMENTS[s] if s >= 0 else UNKNOWN_SEGMENT: decisions.segment_id == s for s in np.unique(decisions.segment_id).tolist()}
 
-# %% ../../nbs/recommend/evidence.ipynb #bd28509d
+# %% ../../nbs/recommend/evidence.ipynb #021860e7
 def by_band(held: Held, policy: np.ndarray, members: Mapping[str, pl.DataFrame], at_least: int = 20, level: float = 0.95, seed: int = 0) -> pl.DataFrame:
     """Relevance of a policy and of what was done, for groups of people: characteristic -> frame of user_id and group (see `evaluate.lineage.bands`).
 
@@ -229,8 +233,7 @@ def by_band(held: Held, policy: np.ndarray, members: Mapping[str, pl.DataFrame],
         row = {"characteristic": kind, "group": group, "people": len(np.unique(d.user_id[mask])), "decisions": int(mask.sum()),
                "messages": float(1 - policy[mask, 0].mean()), "stress": float(held.stressed[mask].mean()), "done": float(d.parts[mask, 2].mean())}
         if _supported(e, policy, mask)[0]:
-            inside, outside = e.terms(policy, mask), e.terms(policy, ~mask)
-            own = worths({"": inside}, d.user_id[mask], level, e.draws, seed)[""]
+            own = worths({"": e.terms(policy, mask)}, d.user_id[mask], level, e.draws, seed)[""]
             row |= {"relevance": own.value, "low": own.low, "high": own.high}
             row |= _apart(e.terms(policy), mask, d.user_id, level, e.draws, seed) if (~mask).any() else {}
         rows.append(row)
