@@ -733,6 +733,35 @@ class _Asking:
         chances = self._chances(loaded, f.x, segment, at)
         return decide(q[0], allowed[0], segment, stressed, chances, self._limits_of(loaded).explore, draw, brain.name), segment, said
 
+# %% ../../nbs/serving/recommendation.ipynb #ff3abcec
+class _Learning(_Asking):
+    """The half of the service that learns."""
+
+    def select_recommendation_strategy(self, user_id: int, at: datetime) -> Choice:
+        """The strategy that would be drawn for a person at a moment in UTC, with all probabilities. Nothing is stored."""
+        at, loaded = _moment(at), self._loaded
+        f = _facts(self.engine, user_id, at, _zone(self.engine, user_id))
+        segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
+        return draw_strategy(self._chances(loaded, f.x, segment, at), uniform(user_id, at.isoformat(), loaded.version, "strategy"))
+
+    def update_strategy_performance(self, decision_id: int, response: str, helpful: bool | None, at: datetime) -> Learned:
+        """Store a person's answer to a decision, given at a moment in UTC, and let the bandit learn from it.
+
+        `response` is accepted, dismissed, ignored or implemented. The same answer again changes nothing; a later one takes its place. What was
+        stored and not learned when something was killed in between is learned by `settle`.
+        """
+        at, reward = _moment(at), _reward(response, helpful)
+        _store_answer(self.engine, decision_id, response, helpful, at)
+        return Learned(decision_id, reward, StrategyUpdater(self.engine).record([Answer(decision_id, reward, at)])[0])
+
+    def settle(self, at: datetime) -> dict[str, int]:
+        """Let the bandit learn all that is known at a moment in UTC, silence included: what was not answered in four weeks did not help."""
+        return StrategyUpdater(self.engine).settle(_moment(at))
+
+    def evaluate_strategy_performance(self, at: datetime | None = None) -> BanditPerformance:
+        """How each strategy did in each segment, as of a moment in UTC (None: of the newest week that was counted)."""
+        return _counted(self._loaded.bandit, self.engine, None).evaluate_strategy_performance(at and _moment(at))
+
 # %% ../../nbs/serving/recommendation.ipynb #dd5c5be7
 _STATE_COLUMNS = {n: i for i, n in enumerate(ENHANCED_NAMES)}
 _FROM_WIDE = np.array([_STATE_COLUMNS[n] for n in NAMES])
@@ -748,8 +777,8 @@ def _from_state(state) -> tuple[np.ndarray, int, bool]:
     places = np.flatnonzero(values[BASE : BASE + len(SEGMENTS)])
     return values[_FROM_WIDE], int(places[0]) if len(places) == 1 else -1, True
 
-# %% ../../nbs/serving/recommendation.ipynb #0c504b1b
-class EnhancedCQLModelService(_Asking):
+# %% ../../nbs/serving/recommendation.ipynb #e1375ffb
+class EnhancedCQLModelService(_Learning):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
     `limits` overrule those of the loaded version. It may be shared between threads: it keeps no state but what was loaded, which
@@ -779,31 +808,6 @@ class EnhancedCQLModelService(_Asking):
             said = [*said, f"messages dated after this moment count towards the limit ({later}): was a clock wrong?"]
         held = held if stored.served_by == "limits" else ""  # a message that was sent is itself counted when asked again
         return _answer(loaded, f, stored, held, repeated, [*loaded.warnings, *said])
-
-    def select_recommendation_strategy(self, user_id: int, at: datetime) -> Choice:
-        """The strategy that would be drawn for a person at a moment in UTC, with all probabilities. Nothing is stored."""
-        at, loaded = _moment(at), self._loaded
-        f = _facts(self.engine, user_id, at, _zone(self.engine, user_id))
-        segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
-        return draw_strategy(self._chances(loaded, f.x, segment, at), uniform(user_id, at.isoformat(), loaded.version, "strategy"))
-
-    def update_strategy_performance(self, decision_id: int, response: str, helpful: bool | None, at: datetime) -> Learned:
-        """Store a person's answer to a decision, given at a moment in UTC, and let the bandit learn from it.
-
-        `response` is accepted, dismissed, ignored or implemented. The same answer again changes nothing; a later one takes its place. What was
-        stored and not learned when something was killed in between is learned by `settle`.
-        """
-        at, reward = _moment(at), _reward(response, helpful)
-        _store_answer(self.engine, decision_id, response, helpful, at)
-        return Learned(decision_id, reward, StrategyUpdater(self.engine).record([Answer(decision_id, reward, at)])[0])
-
-    def settle(self, at: datetime) -> dict[str, int]:
-        """Let the bandit learn all that is known at a moment in UTC, silence included: what was not answered in four weeks did not help."""
-        return StrategyUpdater(self.engine).settle(_moment(at))
-
-    def evaluate_strategy_performance(self, at: datetime | None = None) -> BanditPerformance:
-        """How each strategy did in each segment, as of a moment in UTC (None: of the newest week that was counted)."""
-        return _counted(self._loaded.bandit, self.engine, None).evaluate_strategy_performance(at and _moment(at))
 
     def get_recommendation(self, state, currency: str | None = None, explain: bool = False) -> CoachingRecommendation:
         """The best allowed action for a state of 17 numbers, or of 35: nothing is drawn, nothing is stored.
