@@ -161,7 +161,7 @@ _CARD = """
 """
 _PARTS = """
 .fc dl.fc-facts{display:flex;flex-wrap:wrap;gap:.9rem 2.2rem;margin:.9rem 0;padding:0}
-.fc .fc-facts>div{min-width:6.5rem;max-width:15rem}.fc .fc-facts dt{color:var(--soft);font-size:.83rem;font-weight:400;margin:0}
+.fc .fc-facts>div{min-width:6.5rem;max-width:15rem}.fc .fc-facts dt,.fc .fc-facts dd{float:none;width:auto}.fc .fc-facts dt{color:var(--soft);font-size:.83rem;font-weight:400;margin:0}
 .fc .fc-facts dd{margin:0;font-size:1.4rem;font-weight:620;line-height:1.3;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 .fc .fc-facts dd.fc-long{font-size:1rem;line-height:1.5}.fc .fc-facts small{display:block;color:var(--soft);font-size:.8rem;font-weight:400;line-height:1.35}
 .fc .fc-badge{display:inline-block;font-size:.8rem;font-weight:650;line-height:1.2;padding:.18rem .5rem;border-radius:999px;white-space:nowrap;color:var(--note);background:var(--note-bg)}
