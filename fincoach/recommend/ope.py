@@ -611,7 +611,7 @@ def _refusal(name: str, level: float, enough: Support) -> PolicyValue:
     why = "; ".join(enough.reasons)
     return PolicyValue(name, "not supported", None, None, None, f"{why[0].upper()}{why[1:]}.", level, enough, {})
 
-# %% ../../nbs/recommend/ope.ipynb #8471390d
+# %% ../../nbs/recommend/ope.ipynb #d3520bb8
 @dataclass(frozen=True)
 class Comparison(Card):
     """Policies against a baseline on the same rows: `values` by name, `gains` (less the baseline, all intervals holding together), `verdicts`."""
@@ -640,7 +640,8 @@ class Comparison(Card):
         ours = [(k, g.value, g.low, g.high) for k, g in self.gains.items()]
         picture = intervals(ours, f"Gains over {self.baseline} with intervals.", spec="+.4f", reference=0.0, xlabel=f"reward a decision, less {self.baseline}") if ours else Html("")
         numbers = dict.fromkeys(("value", "low", "high", "lower_bound", "gain", "gain_low", "gain_high"), ".4f")
-        shown = table(self.to_frame(), ["policy", "verdict", "value", "low", "high", "lower_bound", "gain", "gain_low", "gain_high", "effective", "why"],
+        by = pl.Series("by", [NAMES[v.estimator] if v.value else v.why for v in self.values.values()])
+        shown = table(self.to_frame().with_columns(by), ["policy", "verdict", "value", "low", "high", "lower_bound", "gain", "gain_low", "gain_high", "effective", "by"],
                       numbers | {"effective": ",.0f", "verdict": lambda v: badge(v, tone.get(v, "note"))},
                       footnote=f"Intervals of gains hold together with {self.level:.0%}; those of values each by itself.")
         return join([picture, shown])
