@@ -320,6 +320,28 @@ def test_processes_at_once_store_a_request_once_and_never_send_more_than_the_lim
     assert any(r["served_by"] == "limits" for r in rows)
 
 
+KILLED = """
+import os, sys
+from datetime import datetime
+from fincoach.serving import EnhancedCQLModelService, recommendation
+url, folder, at = sys.argv[1:]
+recommendation._answer = lambda *_: os.kill(os.getpid(), 9)
+EnhancedCQLModelService(url, folder).get_segment_aware_recommendation(8, datetime.fromisoformat(at), "r-1")
+"""
+
+
+def test_killed_between_storing_and_answering_the_client_asks_again(mine):
+    words = [mine.engine.url.render_as_string(hide_password=False), str(mine.artifacts), MORNING.isoformat()]
+    done = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    (row,) = history(mine.engine)
+    again = mine.get_segment_aware_recommendation(8, MORNING + timedelta(minutes=1), "r-1")
+    assert again.repeated
+    assert (again.decision_id, again.action, again.propensity, again.at) == (row["id"], row["action"], row["propensity"], MORNING)
+    assert again.why
+    assert len(history(mine.engine)) == 1
+
+
 # -------------------------------------------------------------------------------------------------------- limits
 
 
