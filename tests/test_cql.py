@@ -120,7 +120,7 @@ def test_the_written_gradient_is_the_derived_one(double, masks):
         target.flat.add_(torch.randn(target.flat.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
         memory, buffers = cql._Memory(data, network), cql._Buffers(network, 32 * (1 + double), 32)
         cql._look_ahead(target, memory, rows.numpy())
-        trainer._step(memory, buffers, rows, pair=double)
+        cql._step(memory, buffers, rows, 0.7, values=True, pair=double)
     ours = buffers.gradient.clone()
     network.flat.grad = None
     graph_loss(network, memory, rows, data, 0.7, double).backward()
@@ -350,6 +350,13 @@ def test_units_do_not_matter():
     plain = SegmentAwareTrainer(data, SMALL).fit()
     other = SegmentAwareTrainer(replace(data, states=data.states * 64 + 8, next_states=data.next_states * 64 + 8, rewards=data.rewards * 128), SMALL).fit()
     np.testing.assert_allclose(other.q(data.states * 64 + 8), plain.q(data.states) * 128, rtol=1e-3, atol=0.05)
+
+
+def test_weight_decay_shrinks_what_no_evidence_holds():
+    """Rewards of pure chance: with decay the network stays small, without it learns them by heart."""
+    size = {w: float(SegmentAwareTrainer(made(), replace(SMALL, steps=200, evaluate_every=200, learning_rate=5e-3, weight_decay=w)).fit().network.flat.detach().norm())
+            for w in (0.0, 3.0)}
+    assert size[3.0] < 0.5 * size[0.0]
 
 
 def test_a_column_that_stands_still_and_one_row_states():

@@ -6,7 +6,7 @@
 __all__ = ['Transitions', 'n_step', 'EnhancedQNetwork', 'TrainedQ', 'load', 'CQLConfig', 'segment_shares', 'Draws',
            'SegmentAwareTrainer', 'clone_behaviour', 'best_of', 'select_alpha']
 
-# %% ../../nbs/recommend/cql.ipynb #c96d9025
+# %% ../../nbs/recommend/cql.ipynb #43570995
 import io
 import json
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ import polars as pl
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
-from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from ..show import Card, Html, facts, join, lines
 
@@ -48,7 +48,28 @@ def _mask(name: str, values, n: int, n_actions: int) -> np.ndarray:
         raise ValueError(f"{name} of row {empty[0]} allows no action: doing nothing is an action too")
     return values
 
-# %% ../../nbs/recommend/cql.ipynb #46a69aca
+# %% ../../nbs/recommend/cql.ipynb #a903baf2
+def _next_states(given, states: np.ndarray) -> np.ndarray:
+    """The next states as an array like `states`, looked up if they were given as row numbers."""
+    given, n = np.asarray(given), len(states)
+    if given.ndim != 1:
+        return _checked("next_states", given, states.shape)
+    rows = _checked("next_states", given, (n,), np.int64)
+    if len(wrong := np.flatnonzero((rows < 0) | (rows >= n))):
+        raise ValueError(f"next_states of row {wrong[0]} is row {rows[wrong[0]]}, but there are {n}: for an end give any row and a discount of 0")
+    return states[rows]
+
+
+def _in_order(t: "Transitions"):
+    """Raise `ValueError` for actions out of range or not allowed, and for discounts outside 0..1."""
+    if len(wrong := np.flatnonzero((t.actions < 0) | (t.actions >= t.n_actions))):
+        raise ValueError(f"row {wrong[0]} has the action {t.actions[wrong[0]]}, but there are {t.n_actions}: number them 0 to {t.n_actions - 1}")
+    if len(wrong := np.flatnonzero(~t.allowed[np.arange(len(t)), t.actions])):
+        raise ValueError(f"row {wrong[0]} took the action {t.actions[wrong[0]]}, which its mask does not allow: one of the two is wrong")
+    if len(wrong := np.flatnonzero((t.discounts < 0) | (t.discounts > 1))):
+        raise ValueError(f"row {wrong[0]} has the discount {t.discounts[wrong[0]]:g}: give a number from 0 (an end) to 1")
+
+# %% ../../nbs/recommend/cql.ipynb #1288536e
 @dataclass(frozen=True, eq=False)
 class Transitions:
     """Logged decisions to learn from: `states` (n, d), `actions` (n,) from 0, `rewards` (n,), `next_states` (n, d), `discounts` (n,).
@@ -70,37 +91,18 @@ class Transitions:
 
     def __post_init__(self):
         states = _checked("states", self.states, (-1, -1))
-        n, d = states.shape
+        n = len(states)
         if n < 2:
             raise ValueError(f"{n} decision is nothing to learn from: bring hundreds")
         checked = {
-            "states": states, "next_states": self._next(states, n, d), "rewards": _checked("rewards", self.rewards, (n,)),
+            "states": states, "next_states": _next_states(self.next_states, states), "rewards": _checked("rewards", self.rewards, (n,)),
             "discounts": _checked("discounts", self.discounts, (n,)), "actions": _checked("actions", self.actions, (n,), np.int64),
             "allowed": _mask("allowed", self.allowed, n, self.n_actions), "next_allowed": _mask("next_allowed", self.next_allowed, n, self.n_actions),
             "segments": np.zeros(n, np.int64) if self.segments is None else _checked("segments", self.segments, (n,), np.int64),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        self._order()
-
-    def _next(self, states: np.ndarray, n: int, d: int) -> np.ndarray:
-        """The next states as an array (n, d), looked up if they were given as row numbers."""
-        given = np.asarray(self.next_states)
-        if given.ndim != 1:
-            return _checked("next_states", given, (n, d))
-        rows = _checked("next_states", given, (n,), np.int64)
-        if len(wrong := np.flatnonzero((rows < 0) | (rows >= n))):
-            raise ValueError(f"next_states of row {wrong[0]} is row {rows[wrong[0]]}, but there are {n}: for an end give any row and a discount of 0")
-        return states[rows]
-
-    def _order(self):
-        """Raise `ValueError` for actions out of range or not allowed, and for discounts outside 0..1."""
-        if len(wrong := np.flatnonzero((self.actions < 0) | (self.actions >= self.n_actions))):
-            raise ValueError(f"row {wrong[0]} has the action {self.actions[wrong[0]]}, but there are {self.n_actions}: number them 0 to {self.n_actions - 1}")
-        if len(wrong := np.flatnonzero(~self.allowed[np.arange(len(self)), self.actions])):
-            raise ValueError(f"row {wrong[0]} took the action {self.actions[wrong[0]]}, which its mask does not allow: one of the two is wrong")
-        if len(wrong := np.flatnonzero((self.discounts < 0) | (self.discounts > 1))):
-            raise ValueError(f"row {wrong[0]} has the discount {self.discounts[wrong[0]]:g}: give a number from 0 (an end) to 1")
+        _in_order(self)
 
     def __len__(self):
         return len(self.actions)
@@ -207,7 +209,7 @@ def _folded(network: EnhancedQNetwork) -> list[tuple[np.ndarray, np.ndarray]]:
     layers[-1] = w * unit, b * unit
     return [(w.astype(np.float32), b.astype(np.float32)) for w, b in layers]
 
-# %% ../../nbs/recommend/cql.ipynb #02789b28
+# %% ../../nbs/recommend/cql.ipynb #9a6ea020
 def _graph(network: EnhancedQNetwork) -> onnx.GraphProto:
     """The network as a chain of Gemm and Relu from `state` (batch, d) to `q` (batch, actions)."""
     nodes, weights, name = [], [], "state"
@@ -223,7 +225,25 @@ def _graph(network: EnhancedQNetwork) -> onnx.GraphProto:
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", size]) for n, size in (("state", network.sizes[0]), ("q", network.sizes[-1]))]
     return helper.make_graph(nodes, "enhanced_cql", ends[:1], ends[1:], weights)
 
-# %% ../../nbs/recommend/cql.ipynb #1c2800f0
+
+def _model(network: EnhancedQNetwork, about: dict[str, str]) -> bytes:
+    """The graph with its version and what is to be said about it, checked, as bytes that are the same each time."""
+    model = helper.make_model(_graph(network), opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name=MAKER)
+    helper.set_model_props(model, about)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def _shown(trained: "TrainedQ") -> Html:
+    """The facts, and held-out value by step where there is one."""
+    network, steps = trained.network, trained.history["step"].to_list()
+    known = {"states": network.sizes[0], "actions": network.sizes[-1], "weights": network.flat.numel(), "alpha": trained.config.alpha, "step kept": trained.step}
+    if trained.value is None or len(steps) < 2:
+        return facts(known)
+    values = {"held-out value": trained.history["value"].to_list()}
+    return join([facts({**known, "held-out value": trained.value}), lines(steps, values, "Held-out value by step.", xlabel="step", ylabel="held-out value")])
+
+# %% ../../nbs/recommend/cql.ipynb #1e9ee5ef
 @dataclass(frozen=True, eq=False)
 class TrainedQ(Card):
     """A network that has learned, and how: `q(states)` values all actions.
@@ -270,10 +290,7 @@ class TrainedQ(Card):
 
     def to_onnx(self) -> bytes:
         """The same function as an ONNX graph `state` (batch, d) float32 -> `q` (batch, actions); equal within float32 rounding."""
-        model = helper.make_model(_graph(self.network), opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name=MAKER)
-        helper.set_model_props(model, {"state_names": json.dumps(self.state_names), "action_names": json.dumps(self.action_names)})
-        onnx.checker.check_model(model, full_check=True)
-        return model.SerializeToString(deterministic=True)
+        return _model(self.network, {"state_names": json.dumps(self.state_names), "action_names": json.dumps(self.action_names)})
 
     def card_title(self) -> str:
         """What was learned."""
@@ -281,12 +298,7 @@ class TrainedQ(Card):
 
     def card_body(self) -> Html:
         """The facts, and how held-out value went while it learned."""
-        known = {"states": self.network.sizes[0], "actions": self.network.sizes[-1], "weights": self.network.flat.numel(), "alpha": self.config.alpha, "step kept": self.step}
-        shown = facts(known if self.value is None else {**known, "held-out value": self.value})
-        if self.value is None or len(self.history) < 2:
-            return shown
-        steps = self.history["step"].to_list()
-        return join([shown, lines(steps, {"held-out value": self.history["value"].to_list()}, "Held-out value by step.", xlabel="step", ylabel="held-out value")])
+        return _shown(self)
 
 # %% ../../nbs/recommend/cql.ipynb #a66dee15
 def load(pth: bytes) -> TrainedQ:
@@ -305,15 +317,17 @@ def load(pth: bytes) -> TrainedQ:
         raise ValueError(f"this file has the format {held['format']}, and this FinCoach reads {FORMAT}: update FinCoach")
     return TrainedQ(network, config, tuple(told["state_names"]), tuple(told["action_names"]), pl.DataFrame(told["history"]), told["step"], told["value"], told["method"])
 
-# %% ../../nbs/recommend/cql.ipynb #54539c90
+# %% ../../nbs/recommend/cql.ipynb #180153cc
 @dataclass(frozen=True)
 class CQLConfig:
     """How to learn. `alpha`: weight of the conservative term (0: plain double Q-learning), in standard deviations of the reward.
 
     `gamma` a week and `n` decisions are for `n_step`; the trainer reads discounts from the transitions. `steps` at most, over which
-    `learning_rate` falls in a straight line to 0; `target_every` steps between two target networks; `evaluate_every` steps (a multiple of that) between two looks at held-out value, and
-    after `patience` looks without a better one learning stops. `lift`: see `segment_shares`. `device`: "cpu", "cuda", or ""
-    for a GPU if there is one.
+    `learning_rate` falls in a straight line to 0; `weight_decay`: each step takes that times the rate off every weight
+    (Loshchilov and Hutter, 2019): against learning noise by heart where answers are few, harmful where values must be exact.
+    `target_every` steps between two target networks; `evaluate_every` steps (a multiple of that) between two looks at held-out
+    value, and after `patience` looks without a better one learning stops. `lift`: see `segment_shares`. `device`: "cpu", "cuda",
+    or "" for a GPU if there is one.
     """
 
     alpha: float = 0.3
@@ -323,6 +337,7 @@ class CQLConfig:
     batch: int = 256
     steps: int = 6000
     learning_rate: float = 5e-4
+    weight_decay: float = 0.0
     target_every: int = 100
     evaluate_every: int = 500
     patience: int = 5
@@ -333,7 +348,7 @@ class CQLConfig:
 
     def __post_init__(self):
         wrong = [k for k in ("n", "batch", "steps", "target_every", "evaluate_every", "patience") if getattr(self, k) < 1]
-        wrong += [k for k in ("alpha", "learning_rate") if not 0 <= getattr(self, k) < np.inf] + [k for k in ("gamma", "lift") if not 0 <= getattr(self, k) <= 1]
+        wrong += [k for k in ("alpha", "learning_rate", "weight_decay") if not 0 <= getattr(self, k) < np.inf] + [k for k in ("gamma", "lift") if not 0 <= getattr(self, k) <= 1]
         if wrong:
             raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}: counts must be 1 or more, rates 0 or more, gamma and lift from 0 to 1")
         if self.evaluate_every % self.target_every:
@@ -364,7 +379,7 @@ class Draws:
         within = (self.rng.random((count, self.batch)) * self.counts[which]).astype(np.int64)
         return self.rows[self.starts[which] + within]
 
-# %% ../../nbs/recommend/cql.ipynb #0722704a
+# %% ../../nbs/recommend/cql.ipynb #4871884d
 def _spread(values: np.ndarray) -> np.ndarray:
     """Standard deviation of each column, 1 for a column that stands still."""
     found = values.std(0, dtype=np.float64)
@@ -372,7 +387,7 @@ def _spread(values: np.ndarray) -> np.ndarray:
 
 
 BLOCK = 8192  # rows at once where nothing is learned
-ADAM = {"amsgrad": False, "maximize": False, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
+ADAM = {"amsgrad": False, "maximize": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 
 
 @contextmanager
@@ -385,7 +400,7 @@ def _one_thread():
     finally:
         torch.set_num_threads(before)
 
-
+# %% ../../nbs/recommend/cql.ipynb #2aa6bb45
 class _Buffers:
     """A network's weights and gradient as views by layer, room for the layers' outputs, and the two passes through them."""
 
@@ -459,7 +474,46 @@ def _slope(memory: _Memory, rows: torch.Tensor, q: torch.Tensor, target: torch.T
     slope.mul_(alpha / len(rows)).scatter_add_(1, actions, (error - alpha) / len(rows))
     return slope, error, likely
 
-# %% ../../nbs/recommend/cql.ipynb #b0104216
+# %% ../../nbs/recommend/cql.ipynb #dc1cfc57
+def _step(memory: _Memory, buffers: _Buffers, rows: torch.Tensor, alpha: float, values: bool, pair: bool):
+    """Write the gradient of one batch into the buffers; the errors and the logged actions' softmax. No `values`: imitation alone."""
+    size, states = len(rows), buffers.outputs[0]
+    torch.index_select(memory.states, 0, rows, out=states[:size])
+    if pair:  # the online network is asked about both ends of the batch in one pass
+        torch.index_select(memory.next_states, 0, rows, out=states[size:])
+    q = buffers.forward()
+    target = _target(memory, rows, q[size:] if pair else None) if values else None
+    slope, error, likely = _slope(memory, rows, q[:size], target, alpha if values else 1.0)
+    buffers.backward(slope)
+    return error, likely
+
+
+def _learn(network: EnhancedQNetwork, data: Transitions, config: CQLConfig, values: bool):
+    """Learn in place; yields (step, losses) every `evaluate_every` steps and at the end."""
+    memory = _Memory(data, network)
+    ahead = values and memory.sequential
+    pair, losses = ahead and config.double, []
+    buffers = _Buffers(network, config.batch * (1 + pair), config.batch)
+    moments, count = [torch.zeros_like(network.flat) for _ in range(2)], torch.zeros((), device=network.flat.device)
+    draws = Draws(data.segments, config.batch, config.lift, np.random.default_rng(config.seed))
+    for start in range(0, config.steps, config.target_every):
+        block, rate = draws.block(min(config.target_every, config.steps - start)), config.learning_rate * (1 - start / config.steps)
+        if ahead:
+            _look_ahead(network, memory, block)
+        for rows in torch.from_numpy(block).to(network.flat.device):
+            error, likely = _step(memory, buffers, rows, config.alpha, values, pair)
+            adamw([network.flat], [buffers.gradient], moments[:1], moments[1:], [], [count], fused=True, lr=rate, weight_decay=config.weight_decay, **ADAM)
+        losses.append((float(error.square().mean()) / 2, float(-likely.log().mean())))
+        if (step := start + len(block)) % config.evaluate_every == 0 or step == config.steps:
+            yield step, dict(zip(("error", "conservative"), np.mean(losses, axis=0).tolist(), strict=True))
+            losses = []
+
+# %% ../../nbs/recommend/cql.ipynb #7e25ed1e
+def _history(rows: list[dict]) -> pl.DataFrame:
+    """One row a look: step, mean loss parts on the last batch of each block before it (in units of the reward's deviation), held-out value."""
+    return pl.DataFrame(rows, schema={"step": pl.Int64, "error": pl.Float64, "conservative": pl.Float64, "value": pl.Float64})
+
+# %% ../../nbs/recommend/cql.ipynb #97b96e35
 class SegmentAwareTrainer:
     """Learns Q from `transitions` by `config`: stratified batches, one fused step, held-out value decides when to stop.
 
@@ -486,7 +540,7 @@ class SegmentAwareTrainer:
         """The best Q by `validate(trained) -> float` (larger is better), or the last one without it. `say` is told of each look."""
         config, network, best, rows = self.config, self.network(), None, []
         with _one_thread(), torch.no_grad():
-            for step, losses in self._learn(network):
+            for step, losses in _learn(network, self.data, config, self.method == "cql"):
                 now = self._trained(network, step, rows, None)
                 value = None if validate is None else float(validate(now))
                 if value is not None and not np.isfinite(value):
@@ -505,43 +559,6 @@ class SegmentAwareTrainer:
         copy = EnhancedQNetwork(network.sizes[0], network.sizes[-1], network.sizes[1:-1])
         copy.load_state_dict(network.state_dict())
         return TrainedQ(copy, self.config, self.state_names, self.action_names, _history(rows), step, value, self.method)
-
-    def _learn(self, network: EnhancedQNetwork):
-        """Learn in place; yields (step, losses) every `evaluate_every` steps and at the end."""
-        config, memory = self.config, _Memory(self.data, network)
-        pair = config.double and memory.sequential and self.method == "cql"
-        buffers = _Buffers(network, config.batch * (1 + pair), config.batch)
-        moments = [torch.zeros_like(network.flat) for _ in range(2)]
-        count = torch.zeros((), device=network.flat.device)
-        draws, losses = Draws(self.data.segments, config.batch, config.lift, np.random.default_rng(config.seed)), []
-        for start in range(0, config.steps, config.target_every):
-            block, rate = draws.block(min(config.target_every, config.steps - start)), config.learning_rate * (1 - start / config.steps)
-            if memory.sequential and self.method == "cql":
-                _look_ahead(network, memory, block)
-            for rows in torch.from_numpy(block).to(network.flat.device):
-                error, likely = self._step(memory, buffers, rows, pair)
-                adam([network.flat], [buffers.gradient], moments[:1], moments[1:], [], [count], fused=True, lr=rate, **ADAM)
-            losses.append((float(error.square().mean()) / 2, float(-likely.log().mean())))
-            if (step := start + len(block)) % config.evaluate_every == 0 or step == config.steps:
-                yield step, dict(zip(("error", "conservative"), np.mean(losses, axis=0).tolist(), strict=True))
-                losses = []
-
-    def _step(self, memory: _Memory, buffers: _Buffers, rows: torch.Tensor, pair: bool):
-        """Write the gradient of one batch into the buffers; the errors and the logged actions' softmax."""
-        size, states = len(rows), buffers.outputs[0]
-        torch.index_select(memory.states, 0, rows, out=states[:size])
-        if pair:
-            torch.index_select(memory.next_states, 0, rows, out=states[size:])
-        values = buffers.forward()
-        target = _target(memory, rows, values[size:] if pair else None) if self.method == "cql" else None
-        slope, error, likely = _slope(memory, rows, values[:size], target, self.config.alpha if self.method == "cql" else 1.0)
-        buffers.backward(slope)
-        return error, likely
-
-# %% ../../nbs/recommend/cql.ipynb #7e25ed1e
-def _history(rows: list[dict]) -> pl.DataFrame:
-    """One row a look: step, mean loss parts on the last batch of each block before it (in units of the reward's deviation), held-out value."""
-    return pl.DataFrame(rows, schema={"step": pl.Int64, "error": pl.Float64, "conservative": pl.Float64, "value": pl.Float64})
 
 # %% ../../nbs/recommend/cql.ipynb #8c1e3255
 def clone_behaviour(transitions: Transitions, config: CQLConfig | None = None, validate=None, say=None, state_names=None, action_names=None) -> TrainedQ:
