@@ -146,7 +146,7 @@ def best_policy(values: np.ndarray, allowed=None) -> np.ndarray:
     """The policy (n, A) that always takes the action of the highest value among those `allowed` (n, A booleans; default: all)."""
     return action_probabilities(values, np.ones(values.shape, bool) if allowed is None else allowed)
 
-# %% ../../nbs/recommend/oracle.ipynb #3a50bdb7
+# %% ../../nbs/recommend/oracle.ipynb #61d94b8b
 def learnable(states: np.ndarray, relevance: np.ndarray, units, folds: int = 4, rows: int = 5000, seed: int = 0) -> np.ndarray:
     """The relevance of each action (n, A) as far as `states` (n, d) can tell it: fitted to the truth on other `units`, `rows` at most a fold.
 
@@ -163,11 +163,11 @@ def learnable(states: np.ndarray, relevance: np.ndarray, units, folds: int = 4, 
         learn = learn if len(learn) <= rows else np.sort(rng.choice(learn, rows, replace=False))
         out[mine] = relevance[learn].mean(0)
         for a in np.flatnonzero(varies):
-            model = HistGradientBoostingRegressor(max_iter=60, learning_rate=0.08, max_leaf_nodes=8, min_samples_leaf=40, l2_regularization=5.0, early_stopping=False, random_state=0)
+            model = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.12, max_leaf_nodes=8, min_samples_leaf=40, l2_regularization=5.0, early_stopping=False, random_state=0)
             out[mine, a] = model.fit(states[learn], relevance[learn, a]).predict(states[mine])
     return out
 
-# %% ../../nbs/recommend/oracle.ipynb #dc04130f
+# %% ../../nbs/recommend/oracle.ipynb #3531a976
 @dataclass(frozen=True)
 class Regret(Card):
     """Policies on a population whose truth is known; `rows` by policy with value, gain over what was done, regret to both best ones, each with its interval."""
@@ -213,12 +213,17 @@ def regret(relevance: np.ndarray, actions, units, policies: Mapping[str, np.ndar
     gains = worths({k: Terms(t.top, done.top) for k, t in terms.items()}, units, level, seed=seed)
     rows = []
     for k, t in terms.items():
-        state, all_knowing = (difference(best, t, units, level, seed=seed) for best in (most, top))
+        state, all_knowing = (_less(best, t, units, level, seed) for best in (most, top))
         whole = values[BY_STATE].value - values[DONE].value
         rows.append({"policy": k, "value": values[k].value, "low": values[k].low, "high": values[k].high, "gain": gains[k].value - 1, "gain_low": gains[k].low - 1,
                      "gain_high": gains[k].high - 1, "regret_state": state.value, "regret_state_low": state.low, "regret_state_high": state.high,
                      "regret_all": all_knowing.value, "regret_all_low": all_knowing.low, "regret_all_high": all_knowing.high, "way": (values[k].value - values[DONE].value) / whole if whole > 0 else None})
     return Regret(pl.DataFrame(rows), level, len(np.unique(units)))
+
+
+def _less(best: Terms, terms: Terms, units, level: float, seed: int) -> Worth:
+    """What `terms` lack of `best`; exactly nothing where they are the same."""
+    return Worth(0.0, 0.0, 0.0, 0.0) if np.array_equal(best.top, terms.top) else difference(best, terms, units, level, seed=seed)
 
 # %% ../../nbs/recommend/oracle.ipynb #0de895d7
 def true_segment(truth: Mapping[str, pl.DataFrame], decisions) -> np.ndarray:
