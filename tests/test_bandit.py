@@ -312,6 +312,8 @@ def test_an_answer_says_what_it_did(engine):
     for wrong in (1.5, -0.1, float("nan")):
         with pytest.raises(ValueError, match="from 0 to 1"):
             bandit.update_strategy_rewards(free, wrong, at + 3 * DAY)
+    with pytest.raises(ValueError, match="no time zone"):
+        bandit.update_strategy_rewards(free, 1.0, datetime(2026, 3, 3))
 
 
 def test_all_or_nothing(engine):

@@ -390,7 +390,7 @@ def _from_json(text: str | bytes) -> BanditState:
         found["linear"] = _unpacked(found["linear"], len(STRATEGY_NAMES), plain.width, discount)
     return BanditState(**found)
 
-# %% ../../nbs/serving/bandit.ipynb #f15e3232
+# %% ../../nbs/serving/bandit.ipynb #1a28782a
 HORIZON = timedelta(days=28)
 OUTCOMES = ("counted", "corrected", "same", "older", "late", "no choice", "unknown")
 
@@ -404,6 +404,13 @@ class Answer(NamedTuple):
 
 
 _H, _U, _C = RecommendationHistory.__table__, BanditUpdate.__table__, BanditCount.__table__
+
+
+def _given(decision_id: int, reward: float, received_at: datetime) -> tuple[int, tuple[datetime, int]]:
+    """An answer as it is compared and stored; a `ValueError` for a reward or a moment that is none."""
+    if received_at.tzinfo is None:
+        raise ValueError(f"{received_at!r} has no time zone: say which with .replace(tzinfo=...)")
+    return int(decision_id), (received_at.astimezone(UTC), millionths(reward))
 
 
 def _changes(decision, answer: tuple[datetime, int], known: tuple[datetime, int] | None, horizon: timedelta) -> tuple[str, int, int]:
@@ -449,7 +456,7 @@ def _store(connection: sa.Connection, changed: dict, totals: dict) -> None:
     connection.execute(insert(_C).on_conflict_do_nothing(), [k | {"decisions": 0, "reward_millionths": 0} for k in keys])
     connection.execute(_MORE, [{f"at_{c}": v for c, v in k.items()} | dict(zip("nr", totals[tuple(k.values())], strict=True)) for k in keys])
 
-# %% ../../nbs/serving/bandit.ipynb #c223e784
+# %% ../../nbs/serving/bandit.ipynb #326a9a66
 class StrategyUpdater:
     """Counts answers to decisions in the database behind `engine`, each once."""
 
@@ -458,7 +465,7 @@ class StrategyUpdater:
 
     def record(self, answers: Iterable[Answer]) -> list[str]:
         """Counts `answers`, all or nothing: for each, one of `OUTCOMES`. Raises `DatabaseError`, `ValueError` for a reward that is none."""
-        answers = [(int(a[0]), (a[2].astimezone(UTC), millionths(a[1]))) for a in answers]
+        answers = [_given(*a) for a in answers]
         outcomes, totals, changed = [], {}, {}
         with explained(self.engine), writing(self.engine) as connection:
             decisions, known = _locked(connection, sorted({i for i, _ in answers}))
