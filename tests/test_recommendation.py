@@ -577,6 +577,16 @@ def test_a_hostile_network_is_refused_although_its_hash_is_right(world, shared, 
     assert service.status.warnings[0].startswith(WIDE)
 
 
+def test_only_known_steps_and_small_sides_pass_the_look_at_a_graph():
+    """Nothing here is damaged or elsewhere: an unknown operator and a side of 5,000 are refused for what they are."""
+    step = [helper.make_node("Tanh", ["state"], ["q"])]
+    with pytest.raises(NetworkError, match="operator 'Tanh'"):
+        check_graph(graph(["a"], step, []))
+    with pytest.raises(NetworkError, match=r"weights of \[1, 5000\]"):
+        check_graph(graph(["a"], [helper.make_node("MatMul", ["state", "w"], ["q"])], [tensor("w", np.zeros((1, 5000)))]))
+    check_graph(graph(["a"], [helper.make_node("MatMul", ["state", "w"], ["q"])], [tensor("w", np.zeros((1, 4096)))]))
+
+
 def test_a_pickle_is_not_opened(world, shared, tmp_path):
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     changed = {n.replace(".", "__"): trap for n in (WIDE, NARROW, "policy.json", "segmentation.json", "bandit_strategies.json")}
