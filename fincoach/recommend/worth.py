@@ -449,7 +449,7 @@ def _shuffled(rng: np.random.Generator, fold: np.ndarray) -> np.ndarray:
         order[rows] = rng.permutation(rows)
     return order
 
-# %% ../../nbs/recommend/worth.ipynb #b5c1d9b2
+# %% ../../nbs/recommend/worth.ipynb #81508e6e
 @dataclass(frozen=True)
 class Ablation(Card):
     """Sets of features against all of them: what each tells (`told`), the `value` of its policy, and both less that of all, paired over people."""
@@ -471,7 +471,7 @@ class Ablation(Card):
         value = [(r["set"], r["value_more"], r["value_more_low"], r["value_more_high"]) for r in self.rows.iter_rows(named=True) if r["value_more"] is not None]
         picture = intervals(value, "Value of each set's policy less that of all features.", spec="+.4f", reference=0.0, reference_label="all", xlabel="value a decision, less that of all features") if value else Html("")
         spec = dict.fromkeys(("told", "told_more", "told_more_low", "told_more_high"), "+.2%") | {"told": ".2%"} | dict.fromkeys(("value", "value_more", "value_more_low", "value_more_high"), "+.4f") | {"value": ".4f"}
-        columns = {"set": "Set", "features": "Features", "told": "Variance told", "told_more": "less all", "told_more_low": "from", "told_more_high": "to", "value": "Value", "value_more": "less all", "value_more_low": "from", "value_more_high": "to", "why": "Not supported"}
+        columns = {"set": "Set", "features": "Features", "told": "Variance told", "told_more": "less all", "told_more_low": "from", "told_more_high": "to", "value": "Value", "value_more": "less all", "value_more_low": "from", "value_more_high": "to"} | ({"why": "Not supported"} if self.rows["why"].count() else {})
         return join([picture, table(self.rows, columns, spec, footnote=f"Differences hold together with {self.level:.0%}, over held-out people.")])
 
 # %% ../../nbs/recommend/worth.ipynb #cdf2a40e
@@ -614,7 +614,7 @@ def _without(inverse: np.ndarray, solution: np.ndarray, k: np.ndarray) -> np.nda
     own = np.take_along_axis(solution, k.reshape((1,) * (solution.ndim - 2) + (1, -1)), axis=-2)
     return solution - inverse[..., k] * own / inverse[..., k, k][..., None, :]
 
-# %% ../../nbs/recommend/worth.ipynb #efead883
+# %% ../../nbs/recommend/worth.ipynb #96632b0d
 EARNS, REPLACEABLE, IDLE, SAME = "earns", "replaceable", "earns nothing", "never varies"
 
 
@@ -649,9 +649,11 @@ class FeatureWorth(Card):
         spec = {"loss": "+.2%", "drop": "+.2%", "value": "+.4f", "r": "+.2f", "firm": ".0%", "alone_q": ".2g", "added_q": ".2g",
                 "verdict": lambda v: badge(v, {EARNS: "good", REPLACEABLE: "note", IDLE: "warning", SAME: "note"}[v])}
         columns = {"feature": "Feature", "verdict": "Verdict", "action": "Strongest with", "r": "r", "alone_q": "q alone", "added_q": "q beside all others", "loss": "Scrambled: told less",
-                   "drop": "Left out: told less", "value": "Scrambled: value lost", "chosen": "Chosen", "firm": "in folds"}
+                   "drop": "Left out: told less", "value": "Scrambled: value lost", "firm": "Chosen in folds"}
+        order = {v: k for k, v in enumerate((EARNS, REPLACEABLE, IDLE, SAME))}
+        rows = self.rows.sort(pl.col("verdict").replace_strict(order), "added_q", "alone_q", nulls_last=True)
         return join([callout(f"These data show no use of: {idle}." if idle else "Every feature shows its use.", "warning" if idle else "good"),
-                     table(self.rows.sort("added_q", "alone_q", nulls_last=True), columns, spec), prose("**With and without groups of features**, against all of them:"), self.ablation.card_body(),
+                     table(rows, columns, spec, footnote="A verdict allows for both tests at once: one q that is just below the rate is not enough."), prose("**With and without groups of features**, against all of them:"), self.ablation.card_body(),
                      callout(f"{', '.join(f.replace('_', ' ') for f in self.selection.chosen)}: {self.selection.say}.", "note", "The chosen features")])
 
 # %% ../../nbs/recommend/worth.ipynb #2c2e3d54
