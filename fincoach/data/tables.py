@@ -275,7 +275,7 @@ class GoalContribution(Base):
     contributed_at: Mapped[datetime]
     amount_minor: Mapped[int] = mapped_column(sa.BigInteger)
 
-# %% ../../nbs/data/tables.ipynb #a42cd5ce
+# %% ../../nbs/data/tables.ipynb #e0efade7
 class RecommendationHistory(Base):
     """A decision that was taken for a person, with all that is needed to judge it later.
 
@@ -320,7 +320,7 @@ class RecommendationHistory(Base):
         sa.CheckConstraint("urgency IN ('low', 'normal', 'high')", name="urgency"),
     )
 
-
+# %% ../../nbs/data/tables.ipynb #eb2106ee
 class RecommendationFeedback(Base):
     """What a person did with a recommendation.
 
