@@ -237,7 +237,7 @@ def _use(e: Evidence) -> Section:
         text(f"**Outside of the model, and always in force**: at most {e.recipe.messages_per_week} messages in seven days, silence from {e.recipe.quiet_from}:00 to {e.recipe.quiet_until}:00 on "
              "the person's own clock, no experiments on and no pressing strategy for people in stress, no action that a person is not eligible for.")])
 
-# %% ../../nbs/recommend/dossier.ipynb #22e8785f
+# %% ../../nbs/recommend/dossier.ipynb #97dd97fa
 def _data(e: Evidence) -> Section:
     d, held = e.data.decisions, (("learn", e.data.learn), ("choose", e.data.choose.decisions), ("judge", e.data.test.decisions))
     cut = [{"part": name, "decisions": len(x), "people": len(np.unique(x.user_id)), "from": str(x.day.min()), "to": str(x.day.max()), "relevance": float(x.parts[:, 2].mean())} for name, x in held]
@@ -252,12 +252,13 @@ def _data(e: Evidence) -> Section:
         grid(cut, formats={"decisions": ",.0f", "people": ",.0f", "relevance": ".3f"}, caption=f"The log, cut by time, {d.horizon} days kept free at each cut"),
         text(f"**Leak audit.** {e.audit} Of {e.outcomes[1]:,} numbers of states and outcomes of decisions, {e.outcomes[0]:,} changed when every row and answer after the day they were known was cut away."),
         grid(parts, formats={"weight": "+.2f", "mean": "+.3f", "spread": ".3f"}, caption="The reward: its parts, what they weigh, and what they were"),
-        grid(d.answers(), formats={"decisions": ",.0f", "propensity": ".3f"} | dict.fromkeys(("ignored", "dismissed", "accepted", "implemented", "relevance"), ".0%"), bars=("decisions",), caption="What was advised, and what people answered"),
+        grid(d.answers().select(pl.col("action").str.replace_all("_", " "), "decisions", "propensity", "dismissed", "accepted", "implemented", "relevance"),
+             formats={"decisions": ",.0f", "propensity": ".3f"} | dict.fromkeys(("dismissed", "accepted", "implemented", "relevance"), ".0%"), caption="What was advised, and what people answered"),
         text("**Are the logged probabilities true?** Taken with probability p, a decision counts 1/p; over all of them each action must come to 1."),
         picture(intervals([(_SHORT[r["action"]], r["mean"], r["low"], r["high"]) for r in e.chances.drop_nulls("mean").iter_rows(named=True)], reference=1.0,
                           alt="Mean of one over the logged probability, by action; one is right", xlabel="mean of 1/p, intervals hold together with 99.9 %"))])
 
-# %% ../../nbs/recommend/dossier.ipynb #56587f33
+# %% ../../nbs/recommend/dossier.ipynb #bb9c4778
 def _method(e: Evidence) -> Section:
     f, r = e.fitted, e.recipe
     tried = [{"name": f"CQL on {row['inputs']} numbers, alpha {row['alpha']:g}", "why": "holds down what was hardly tried" if row["alpha"] else "no conservative term: plain double Q-learning",
@@ -265,7 +266,8 @@ def _method(e: Evidence) -> Section:
     tried += [{"name": name, "why": why, "result": f"held-out value {model.value:.4f} at step {model.step}"} for name, why, model in (
         ("cloning", "imitates the log's most likely action", f.cloning), ("filtered cloning", "imitates only what went best", f.filtered))]
     curves = {f"{label} (alpha {t.config.alpha:g})": t for label, t in (("35 numbers", f.wide), ("17 numbers", f.narrow))}
-    size = min(len(t.history) for t in curves.values())
+    steps = max((t.history["step"].to_list() for t in curves.values()), key=len)
+    ends = {k: t.history["value"].to_list() + [None] * (len(steps) - len(t.history)) for k, t in curves.items()}
     return Section("method", "", f"Conservative Q-learning on 35 numbers, alpha {f.wide.config.alpha:g}, kept at step {f.wide.step} by held-out value.", [
         text(f"A network ({' × '.join(map(str, f.wide.network.sizes))}) values all twelve actions for a person. Batches hold every segment in fair shares. Training stops where the doubly robust value of its best "
              "allowed action, on decisions it does not learn from, is highest; the training loss decides nothing. "
@@ -273,11 +275,11 @@ def _method(e: Evidence) -> Section:
              + "What is served: a strategy by the bandit, then the best allowed action within it, "
              f"or with {_percent(r.explore)} any allowed one. The bandit ({r.bandit.replace('_', ' ')}) begins with counts worth what the log tells of each strategy, and learns on from answers."),
         alternatives(tried),
-        picture(lines(f.wide.history["step"].to_list()[:size], {k: t.history["value"].to_list()[:size] for k, t in curves.items()}, alt="Held-out value while learning", xlabel="step", ylabel="held-out value a decision"),
-                "Held-out value while learning: it rises, then falls as the network learns answers by heart. The highest point is kept."),
+        picture(lines(steps, ends, alt="Held-out value while learning", xlabel="step", ylabel="held-out value a decision"),
+                "The highest point is kept; learning stops when six looks in a row were no better."),
         grid(e.fitted.bandit.evaluate_strategy_performance().to_frame().filter(pl.col("decisions") > 0).select("segment", "strategy", "decisions", "mean", "low", "high", "probability"),
              formats={"decisions": ",.0f"} | dict.fromkeys(("mean", "low", "high"), ".2f") | {"probability": ".0%"}, caption="What the bandit begins with: relevance of each strategy by the log, worth so many answers"),
-        grid(actions_table().unique("action", maintain_order=True).select("action", "meaning", "needs", "strategies", "suits"), caption="The twelve actions; every message is in `actions.json`")])
+        grid(actions_table().unique("action", maintain_order=True).select(pl.col("action").str.replace_all("_", " "), "meaning", "strategies"), caption="The twelve actions. Their conditions and every message are in actions.json")])
 
 # %% ../../nbs/recommend/dossier.ipynb #9d713732
 def _results(e: Evidence) -> Section:
@@ -348,7 +350,7 @@ def _uncertainty(e: Evidence) -> Section:
     blocks.append(text("Intervals take people as independent and the logged probabilities as true. They do not know of the choice among alphas and steps: that was made on other decisions, so it does not bias what is shown here."))
     return Section("uncertainty", "", "How far the figures can be trusted, and on how much they stand.", blocks)
 
-# %% ../../nbs/recommend/dossier.ipynb #9d5a872c
+# %% ../../nbs/recommend/dossier.ipynb #70c53fc0
 def _sensitivity(e: Evidence) -> Section:
     rows = [(r["change"], r["gain"], r["low"], r["high"]) for r in e.changes.drop_nulls("gain").iter_rows(named=True)]
     formats = dict.fromkeys(("relevance", "money", "goal", "burden", "messages", "same advice"), ".3f") | {"messages": ".0%", "same advice": ".0%"}
@@ -358,7 +360,7 @@ def _sensitivity(e: Evidence) -> Section:
         grid(e.changes, formats={"same advice": ".0%"} | dict.fromkeys(("gain", "low", "high"), "+.3f"), caption="One choice changed at a time, judged on the decisions that choices are made by; no strategies, no exploration"),
         text("**Would other weights choose otherwise?** The network was trained again for each set of weights. *Same advice*: how often it agrees with ours."),
         grid(e.weights, formats=formats, caption="What other weights would choose, and what it would come to: doubly robust estimates on the decisions that judge"),
-        grid(e.shares, formats=dict.fromkeys(names, ".0%"), caption="How often each action is advised"),
+        grid(e.shares.with_columns(pl.col("action").str.replace_all("_", " ")), formats=dict.fromkeys(names, ".0%"), caption="How often each action is advised"),
         text("**Does advice reach further than its own weeks?** " + _carried(e))]
     return Section("sensitivity", "", "What other choices would have led to.", [*blocks, *_worth(e)])
 
