@@ -185,15 +185,16 @@ def test_what_happens_later_changes_no_input(tables):
 
 
 def test_days_are_those_of_the_persons_clock():
-    """23:30 in New York is the next day in UTC, and a day later still in Tokyo."""
+    """23:30 in New York is the next day in UTC, and a day later still in Tokyo. A refund is no spending."""
     users = pl.DataFrame({"id": [1, 2], "timezone": ["America/New_York", "Asia/Tokyo"], "currency": ["USD", "JPY"]})
     at = datetime(2024, 3, 6, 4, 30, tzinfo=UTC)
-    rows = pl.DataFrame({"id": [1, 2], "user_id": [1, 2], "occurred_at": [at, at], "amount_minor": [-1000, -1000], "currency": ["USD", "JPY"], "category_id": [7, 7]})
+    rows = pl.DataFrame({"id": [1, 2, 3], "user_id": [1, 2, 2], "occurred_at": [at] * 3, "amount_minor": [-1000, -1200, 200],
+                         "currency": ["USD", "JPY", "JPY"], "category_id": [7, 7, 7]})
     sent = pl.DataFrame({"id": [1, 2], "user_id": [1, 2], "decided_at": [at, at], "action": ["a", "a"], "propensity": [1.0, 1.0]})
     book = diary(all_tables(users=users, transactions=rows, recommendation_history=sent))
     assert book.letters["day"].to_list() == [19787, 19788]
     assert book.begun.tolist() == [19787, 19788]
-    assert book.total[:, -1].tolist() == [10.0, 1000.0]  # cents and yen
+    assert book.total[:, -1].tolist() == [10.0, 1000.0]  # cents and yen; a refund is taken off
     assert book.spent(19787, 19788).tolist() == [10.0, 0.0]
 
 
