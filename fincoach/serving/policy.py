@@ -181,11 +181,11 @@ def _first(score: Score, x: np.ndarray, feature: np.ndarray, to: np.ndarray) -> 
     rows[np.arange(len(feature)), feature] = to
     return best_action(*score(rows))
 
-# %% ../../nbs/serving/policy.ipynb #b56dcc3f
+# %% ../../nbs/serving/policy.ipynb #3d1657fc
 _LOG = np.array([f.scale == "log" for f in FEATURES])
 
 
-def flips_of(score: Score, x, low, high, log=_LOG, points: int = 12, count: int = 3) -> tuple[Flip, ...]:
+def flips_of(score: Score, x, low, high, log=_LOG, points: int = 8, count: int = 3) -> tuple[Flip, ...]:
     """The smallest changes of single numbers of `x` (F,), within `low` to `high` (F,), after which another action is the best.
 
     The nearest first, at most `count`, one for each number; NaN numbers are left alone. The grid has `points` a number, the last step before
