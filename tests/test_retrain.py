@@ -20,7 +20,16 @@ from conftest import ROOT
 
 from fincoach.data.database import connect
 from fincoach.learn import retrain as road
-from fincoach.learn.retrain import Busy, ParameterError, RetrainError, locked, retrain, run_notebook
+from fincoach.learn.retrain import (
+    Busy,
+    NothingToLearn,
+    ParameterError,
+    RetrainError,
+    locked,
+    retrain,
+    retrain_all,
+    run_notebook,
+)
 from fincoach.serving.artifacts import champion, listed, open_version, publish, rollback, versions
 from fincoach.settings import Settings, load_settings
 
@@ -141,6 +150,33 @@ def test_data_without_structure_are_held_back(tmp_path):
     result = retrain(found.database_url, settings_in(tmp_path, min_stability=0.8), notebook=False, say=quiet)
     assert (result.decision, result.champion) == ("held", None)
     assert "held back" in result.summary()
+
+
+def test_without_logged_advice_there_is_nothing_to_learn_and_nothing_fails(trained, tmp_path, monkeypatch):
+    settings, _ = trained
+    file = tmp_path / "silent.db"
+    with closing(sqlite3.connect(settings.work / "fincoach.db")) as old, closing(sqlite3.connect(file)) as new:
+        old.backup(new)
+        new.execute("delete from recommendation_feedback")
+        new.execute("delete from recommendation_history")
+        new.commit()
+    own = settings_in(tmp_path)
+    with pytest.raises(NothingToLearn, match="no advice has been logged"):
+        retrain(f"sqlite:///{file}", own, model="recommendation", say=quiet)
+    monkeypatch.setattr(road, "MODELS", {"recommendation": road.MODELS["recommendation"]})
+    run = retrain_all(f"sqlite:///{file}", own, say=quiet)
+    assert (list(run.skipped), run.results, run.failed) == (["recommendation"], {}, {})
+    assert "Recommendation: skipped. No advice has been logged" in run.summary()
+    assert not (own.reports / "recommendation").exists()
+
+
+def test_too_few_decisions_are_told_with_a_report(trained):
+    """The notebook fails with the sentence that says how many there are; nothing is published or promoted."""
+    settings = settings_in(trained[0].work.parent, min_decisions=1_000_000)
+    with pytest.raises(RetrainError, match="decisions") as e:
+        retrain("population", settings, model="recommendation", say=quiet)
+    assert e.value.report.parent.name.startswith("failed-")
+    assert (listed(settings.artifacts, "recommendation"), champion(settings.artifacts, "recommendation")) == ([], None)
 
 
 def test_two_at_once(trained):
