@@ -9,7 +9,8 @@ __all__ = ['WINDOW', 'HISTORY', 'SURE', 'PLACEBOS', 'LIMITS', 'GROCER', 'Diary',
            'withstands', 'known_strengths', 'e_value', 'readily', 'policies', 'worth_in_dollars', 'worth_in_coupons',
            'Study', 'study', 'Campaigns', 'study_campaigns']
 
-# %% ../../nbs/recommend/campaigns.ipynb #c6f728ae
+# %% ../../nbs/recommend/campaigns.ipynb #acc1661d
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -406,7 +407,7 @@ def extremes(values: np.ndarray, weights: np.ndarray, strength: float) -> tuple[
     up, down = (np.divide(*(k * x + (x[..., -1:] - x) / k for x in sums)) for k in (strength, 1 / strength))  # large values count more; count less
     return down.min(axis=-1), up.max(axis=-1)
 
-# %% ../../nbs/recommend/campaigns.ipynb #9b333173
+# %% ../../nbs/recommend/campaigns.ipynb #045fff6e
 def hidden_interval(found: Effect, strength: float, draws: int = 200, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """The interval of the effect a letter, if a hidden cause changes the odds of a letter by up to the factor `strength`."""
     if strength < 1:
@@ -428,12 +429,13 @@ def _residuals(found: Effect) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def withstands(found: Effect, most: float = 3.0, seed: int = 0) -> float:
     """The largest strength of a hidden cause at which the effect's interval still excludes zero, in steps of 0.05 up to `most`; 1 if none."""
-    steps = np.arange(1.0, most + 0.01, 0.05)
-    for before, strength in zip(np.append(1.0, steps), steps, strict=False):
-        low, high = hidden_interval(found, float(strength), seed=seed)
-        if low <= 0 <= high:
-            return round(float(before), 2)
-    return round(float(steps[-1]), 2)
+    steps = np.round(np.arange(1.0, most + 0.01, 0.05), 2)
+
+    def excludes(strength: float) -> bool:
+        low, high = hidden_interval(found, strength, seed=seed)
+        return not low <= 0 <= high
+
+    return float(steps[max(bisect_left(steps, True, key=lambda s: not excludes(float(s))) - 1, 0)])  # intervals only widen
 
 # %% ../../nbs/recommend/campaigns.ipynb #ea034719
 def known_strengths(data: Trials, p: np.ndarray, model: Callable = logistic, seed: int = 0) -> dict[str, float]:
