@@ -107,7 +107,10 @@ class FinancialStateVector:
         """The 17 numbers of the compact state."""
         return self.numbers.select(WEEKLY_NAMES)
 
-# %% ../../nbs/features/state.ipynb #3aa5c3d6
+# %% ../../nbs/features/state.ipynb #7ad334db
+_RANKED = [NAMES.index(n) for n in ("spending_weekly", "savings_rate")]
+
+
 @dataclass(frozen=True, eq=False)
 class Peers:
     """Quantiles of weekly spending and savings rate: `grid[segment, which, 101]`; the last segment is everybody."""
@@ -127,10 +130,13 @@ class Peers:
 
     def ranks(self, values: np.ndarray, segment_ids) -> np.ndarray:
         """(..., 2) shares of the segment's people with less spending and a lower savings rate; `NaN` where unknown."""
-        columns = [values[..., NAMES.index(n)] for n in ("spending_weekly", "savings_rate")]
-        grid = self.grid[np.asarray(segment_ids)]  # -1 is the last: everybody
-        ranks = [((grid[..., i, :] < v[..., None]).sum(-1) + (grid[..., i, :] <= v[..., None]).sum(-1)) / 202 for i, v in enumerate(columns)]
-        return np.stack([np.where(np.isnan(v), np.nan, r) for v, r in zip(columns, ranks, strict=True)], axis=-1)
+        flat, ids = values.reshape(-1, values.shape[-1])[:, _RANKED], np.broadcast_to(segment_ids, values.shape[:-1]).ravel()
+        below = np.empty(flat.shape)
+        for s in set(ids.tolist()):  # -1 is the last: everybody
+            who = ids == s
+            for i, grid in enumerate(self.grid[s]):
+                below[who, i] = grid.searchsorted(flat[who, i]) + grid.searchsorted(flat[who, i], "right")
+        return np.where(np.isnan(flat), np.nan, below / 202).reshape(*values.shape[:-1], len(_RANKED))
 
 # %% ../../nbs/features/state.ipynb #8a79e6a0
 def _quantiles(values: np.ndarray) -> np.ndarray:
