@@ -491,7 +491,7 @@ class PersonRows(NamedTuple):
     contribution_minor: np.ndarray
     kinds: np.ndarray  # int8 by category id: its place in KINDS, -1 where there is no such category
 
-# %% ../../nbs/data/database.ipynb #a9629a86
+# %% ../../nbs/data/database.ipynb #933b0b4c
 _PERSON = "SELECT u.external_id, u.timezone, u.currency, p.opening_balance_minor FROM users u LEFT JOIN user_profiles p ON p.user_id = u.id WHERE u.id = ?"
 _ROWS = "SELECT occurred_at, category_id, amount_minor FROM transactions WHERE user_id = ? AND currency = ? AND occurred_at < ? ORDER BY occurred_at, id"
 _GOALS = "SELECT id, target_minor, created_at, due_at, closed_at FROM financial_goals WHERE user_id = ? AND currency = ? AND created_at < ? ORDER BY id"
@@ -503,7 +503,7 @@ _KINDS = "SELECT id, kind FROM categories"
 def _columns(rows: list[tuple], width: int) -> np.ndarray:
     """Rows of a driver as a (width, rows) int64 array; moments as microseconds, nulls as `NEVER`."""
     try:
-        return np.array(rows, np.int64).reshape(-1, width).T
+        return np.fromiter(chain.from_iterable(rows), np.int64, width * len(rows)).reshape(-1, width).T  # np.array takes twice as long
     except TypeError:
         plain = [[NEVER if v is None else to_micros(v) if isinstance(v, datetime) else v for v in row] for row in rows]
         return np.array(plain, np.int64).reshape(-1, width).T
