@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Score', 'best_action', 'action_probabilities', 'by_strategy', 'mixed', 'uniform', 'drawn', 'Places', 'segments_of',
-           'Parts', 'parts_of', 'Flip', 'flips_of', 'Usual', 'ValueUsual', 'PolicyParameters', 'usual_of', 'values_of']
+           'Parts', 'parts_of', 'Flip', 'flips_of', 'around', 'Usual', 'ValueUsual', 'PolicyParameters', 'usual_of',
+           'values_of']
 
 # %% ../../nbs/serving/policy.ipynb #ece0c134
 import hashlib
@@ -106,7 +107,7 @@ def drawn(u: float, p) -> int:
     up = np.cumsum(p)
     return min(int(np.searchsorted(up, u * up[-1], side="right")), int(np.flatnonzero(p)[-1]))
 
-# %% ../../nbs/serving/policy.ipynb #ff349c5c
+# %% ../../nbs/serving/policy.ipynb #85fa7ef0
 class Places:
     """Finds people's segments by a segmentation; -1 for everybody where there is none.
 
@@ -122,6 +123,7 @@ class Places:
         self.columns = np.array([NAMES.index(n) for n in parameters.names])
         self.segments = np.array(sorted({c.segment_id for c in parameters.clusters}))
         self.own = [np.array([c.segment_id == s for c in parameters.clusters]) for s in self.segments]
+        self.single = np.array([own.argmax() for own in self.own]) if len(self.own) == len(parameters.clusters) else None  # a group for each segment
 
     def __call__(self, values) -> np.ndarray:
         """The likeliest segment (n,) of people with the 28 numbers `values` (n, 28)."""
@@ -129,14 +131,15 @@ class Places:
         if self.parameters is None:
             return np.full(len(values), -1)
         p = assign(self.parameters, values[:, self.columns]).probability
-        return self.segments[np.stack([p[:, own].sum(axis=1) for own in self.own], axis=1).argmax(axis=1)]
+        p = p[:, self.single] if self.single is not None else np.stack([p[:, own].sum(axis=1) for own in self.own], axis=1)
+        return self.segments[p.argmax(axis=1)]
 
 
 def segments_of(parameters: SegmentationParameters | None, values) -> np.ndarray:
     """The likeliest segment (n,) of people with the 28 numbers `values` (n, 28); -1 where there is no segmentation."""
     return Places(parameters)(values)
 
-# %% ../../nbs/serving/policy.ipynb #0fd656fe
+# %% ../../nbs/serving/policy.ipynb #7f0d3932
 Score = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -149,9 +152,17 @@ class Parts(NamedTuple):
 
 def parts_of(score: Score, x, typical, action: int, other: int) -> Parts:
     """What each number of `x` (F,) contributes to the lead of `action` over `other`: exact differences to `typical` (F,)."""
-    x, typical = np.asarray(x, float), np.asarray(typical, float)
-    changed = np.where(np.eye(len(x), dtype=bool) & ~np.isnan(x), typical, x)
-    q, allowed = score(np.vstack([x, changed]))
+    x = np.asarray(x, float)
+    return _parts(x, *score(np.vstack([x, _back_to(x, typical)])), action, other)
+
+
+def _back_to(x: np.ndarray, typical) -> np.ndarray:
+    """`x` (F,) with one known number after the other set to what is `typical` (F, F)."""
+    return np.where(np.eye(len(x), dtype=bool) & ~np.isnan(x), np.asarray(typical, float), x)
+
+
+def _parts(x: np.ndarray, q: np.ndarray, allowed: np.ndarray, action: int, other: int) -> Parts:
+    """The parts, from the answers to `x` and to `_back_to` (F + 1, A)."""
     lead = (q[:, action] - q[:, other]).astype(float)
     return Parts(np.where(np.isnan(x), 0.0, lead[0] - lead[1:]), allowed[0, action] & ~allowed[1:, action])
 
@@ -174,14 +185,14 @@ def _unbent(y, log):
     """The inverse of `_bent`."""
     return np.where(log, np.sign(y) * np.expm1(np.abs(y)), y)
 
-# %% ../../nbs/serving/policy.ipynb #b99f22a7
-def _first(score: Score, x: np.ndarray, feature: np.ndarray, to: np.ndarray) -> np.ndarray:
-    """The best action (n,) when the number `feature` (n,) of `x` is `to` (n,)."""
+# %% ../../nbs/serving/policy.ipynb #8b290086
+def _with(x: np.ndarray, feature: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """`x` (F,) with the number `feature` (n,) set to `to` (n,): one row for each (n, F)."""
     rows = np.repeat(x[None], len(feature), axis=0)
     rows[np.arange(len(feature)), feature] = to
-    return best_action(*score(rows))
+    return rows
 
-# %% ../../nbs/serving/policy.ipynb #3d1657fc
+# %% ../../nbs/serving/policy.ipynb #2abf5c14
 _LOG = np.array([f.scale == "log" for f in FEATURES])
 
 
@@ -191,21 +202,44 @@ def flips_of(score: Score, x, low, high, log=_LOG, points: int = 8, count: int =
     The nearest first, at most `count`, one for each number; NaN numbers are left alone. The grid has `points` a number, the last step before
     the nearest is divided by 16: a change smaller than a step that is undone by a larger one may be missed.
     """
-    x, log = np.asarray(x, float), np.asarray(log)
+    x = np.asarray(x, float)
+    if (grid := _grid(x, low, high, np.asarray(log), points)) is None:
+        return ()
+    first = best_action(*score(np.vstack([x, grid.rows])))
+    return _flips(score, x, grid, first[1:], int(first[0]), count)
+
+
+class _Grid(NamedTuple):
+    """The changes that are tried first, all bent: of which numbers (free,), from where (F,), to where (free, points), and as rows."""
+
+    free: np.ndarray
+    own: np.ndarray
+    to: np.ndarray
+    width: np.ndarray  # (F,) from low to high
+    log: np.ndarray
+    rows: np.ndarray  # (free x points, F)
+
+
+def _grid(x: np.ndarray, low, high, log: np.ndarray, points: int) -> _Grid | None:
+    """The grid of each known number that has a range; None if there is none."""
     own, low, high = _bent(x, log), _bent(np.asarray(low, float), log), _bent(np.asarray(high, float), log)
     free = np.flatnonzero(~np.isnan(x) & (high > low))
     if not len(free):
-        return ()
-    grid = np.linspace(low[free], high[free], points, axis=1)  # (free, points)
-    feature = np.repeat(free, points)
-    first = _first(score, x, np.append(feature, free[0]), np.append(_unbent(grid.ravel(), log[feature]), x[free[0]]))
-    distance = np.abs(grid - own[free, None]) / (high - low)[free, None]
-    distance[(first[:-1] == first[-1]).reshape(distance.shape)] = np.inf
+        return None
+    to, feature = np.linspace(low[free], high[free], points, axis=1), np.repeat(free, points)
+    return _Grid(free, own, to, high - low, log, _with(x, feature, _unbent(to.ravel(), log[feature])))
+
+
+def _flips(score: Score, x: np.ndarray, grid: _Grid, first: np.ndarray, action: int, count: int) -> tuple[Flip, ...]:
+    """The nearest flips, from the best action at each point of the grid, and the one at `x` itself."""
+    free, own, to, width, log, _ = grid
+    distance = np.abs(to - own[free, None]) / width[free, None]
+    distance[(first == action).reshape(distance.shape)] = np.inf
     nearest = [j for j in np.argsort(distance.min(1), kind="stable")[:count] if np.isfinite(distance[j].min())]
     if not nearest:
         return ()
-    there, step = grid[nearest, distance[nearest].argmin(1)], (high - low)[free[nearest]] / (points - 1)
-    return _closer(score, x, free[nearest], own, there, step, int(first[-1]), high - low, log)
+    there, step = to[nearest, distance[nearest].argmin(1)], width[free[nearest]] / (to.shape[1] - 1)
+    return _closer(score, x, free[nearest], own, there, step, action, width, log)
 
 
 def _closer(score: Score, x, features, own, there, step, action: int, width, log) -> tuple[Flip, ...]:
@@ -213,11 +247,23 @@ def _closer(score: Score, x, features, own, there, step, action: int, width, log
     own = own[features]
     way = np.linspace(there - np.clip(there - own, -step, step), there, 17, axis=1)[:, 1:]
     to = _unbent(way, log[features, None])
-    first = _first(score, x, np.repeat(features, 16), to.ravel()).reshape(to.shape)
+    first = best_action(*score(_with(x, np.repeat(features, 16), to.ravel()))).reshape(to.shape)
     k, m = (first != action).argmax(1), np.arange(len(features))
     distance = np.abs(way[m, k] - own) / width[features]
     found = [Flip(*row) for row in zip(features.tolist(), to[m, k].tolist(), first[m, k].tolist(), distance.tolist(), strict=True)]
     return tuple(sorted(found, key=lambda f: (f.distance, f.feature)))
+
+# %% ../../nbs/serving/policy.ipynb #15cfe895
+def around(score: Score, x, typical, low, high, action: int, other: int) -> tuple[Parts, tuple[Flip, ...]]:
+    """What `parts_of` and `flips_of` give, for half the work."""
+    x = np.asarray(x, float)
+    grid = _grid(x, low, high, _LOG, 8)
+    q, allowed = score(np.vstack([x, _back_to(x, typical), *([] if grid is None else [grid.rows])]))
+    parts = _parts(x, q[: len(x) + 1], allowed[: len(x) + 1], action, other)
+    if grid is None:
+        return parts, ()
+    first = best_action(q, allowed)
+    return parts, _flips(score, x, grid, first[len(x) + 1 :], int(first[0]), 3)
 
 # %% ../../nbs/serving/policy.ipynb #1e681184
 class Usual(NamedTuple):

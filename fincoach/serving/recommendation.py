@@ -6,13 +6,14 @@
 __all__ = ['BRAINS', 'RULES_VERSION', 'RULES', 'Brain', 'PersonFacts', 'state_hash', 'Decision', 'decide', 'Reason', 'Second',
            'Change', 'CoachingRecommendation', 'Learned', 'LoadedModels', 'EnhancedCQLModelService']
 
-# %% ../../nbs/serving/recommendation.ipynb #867f83f0
+# %% ../../nbs/serving/recommendation.ipynb #b7fc12c8
 import hashlib
 import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -21,12 +22,12 @@ import numpy as np
 import sqlalchemy as sa
 
 from ..data.database import DatabaseError, connect, explained, read_person, writing
-from ..data.tables import CATEGORIES, SEGMENTS, TABLES
+from ..data.tables import CATEGORIES, SEGMENTS, TABLES, from_micros, to_micros
 from ..features.behavior import FEATURES, NAMES, features_of
 from ..features.ledger import Person, day_number, person_from_rows
 from ..features.state import BASE, ENHANCED_NAMES, WEEKLY_NAMES, EnhancedStateVector, FinancialStateVector, feature_config
 from fincoach.serving.actions import (
-    ACTION_NAMES, ACTIONS, STRATEGY_NAMES, UNKNOWN_SEGMENT, CategoryFact, Limits, category_facts, eligible, hold, in_stress, pool_of, relevance,
+    ACTION_NAMES, ACTIONS, STRATEGY_NAMES, UNKNOWN_SEGMENT, CategoryFact, Limits, category_facts, eligible, hold, in_stress, known, pool_of, relevance,
     rules_policy, strategy_mask, suggestion,
 )
 from .artifacts import Artifact, ArtifactError, champion, open_version
@@ -35,7 +36,7 @@ from .bandit import draw as draw_strategy
 from .inference import ParametersError, SegmentationParameters
 from .network import Network, NetworkError
 from fincoach.serving.policy import (
-    Places, PolicyParameters, best_action, by_strategy, drawn, flips_of, parts_of, uniform,
+    Flip, Parts, Places, PolicyParameters, around, best_action, by_strategy, drawn, uniform,
 )
 from .segmentation import ServiceError, plain_phrase, plain_value
 from ..show import Card, Html, badge, callout, join, prose, table
@@ -65,7 +66,7 @@ def _narrow(network: Network) -> Brain:
 
 RULES = Brain("rules", rules_policy)
 
-# %% ../../nbs/serving/recommendation.ipynb #c6453988
+# %% ../../nbs/serving/recommendation.ipynb #190f14b4
 @dataclass(frozen=True, eq=False)
 class _Loaded:
     """What serves: `brains` from the best to the rules; `warnings` say what could not be used, and why."""
@@ -78,17 +79,31 @@ class _Loaded:
     warnings: tuple[str, ...]
     damaged: bool = False  # there is a champion, but not all of it can be used
 
-    @property
+    @cached_property
     def typical(self) -> np.ndarray:
         """What is typical of the 28 numbers (28,)."""
         return np.array([f.neutral for f in FEATURES]) if self.policy is None else self._usual[:, 0]
 
-    @property
+    @cached_property
     def span(self) -> tuple[np.ndarray, np.ndarray]:
         """The range of the 28 numbers in which nine of ten people are; none is known without a policy."""
         return (self.typical, self.typical) if self.policy is None else (self._usual[:, 1], self._usual[:, 2])
 
-    @property
+    @cached_property
+    def without_wide(self) -> "_Loaded":
+        """The same without the network that sees 35 numbers."""
+        return replace(self, brains=tuple(b for b in self.brains if b.name != "model-35"))
+
+    def bandit_of(self, segment: int) -> BanditState:
+        """The bandit with the counts of a segment alone."""
+        return self._bandits.get(segment, self.bandit)
+
+    @cached_property
+    def _bandits(self) -> dict[int, BanditState]:
+        """`bandit_of` for each segment, since a version may bring thousands of counts."""
+        return {g: replace(self.bandit, counts=tuple(c for c in self.bandit.counts if c[0] == g)) for g in range(-1, len(SEGMENTS))}
+
+    @cached_property
     def _usual(self) -> np.ndarray:
         """typical, low and high of the 28 numbers (28, 3)."""
         own = {u.name: u[1:] for u in self.policy.usual}
@@ -208,19 +223,30 @@ def state_hash(x: np.ndarray, segment: int) -> str:
     exact = np.where(np.isnan(x), np.nan, np.asarray(x, float) + 0.0).astype("<f8")
     return hashlib.sha256(exact.tobytes() + int(segment).to_bytes(2, "little", signed=True)).hexdigest()
 
-# %% ../../nbs/serving/recommendation.ipynb #94812eee
-def _valued(loaded: _Loaded, x: np.ndarray, segment: int, rows: int) -> tuple[Brain, np.ndarray, np.ndarray, list[str]]:
-    """Which brain answers, the values (1, 12), what the person is eligible for (1, 12), and what has to be said about it."""
-    said, allowed, segments = [], eligible(x[None]), np.array([segment])
+# %% ../../nbs/serving/recommendation.ipynb #753d807e
+class _Valued(NamedTuple):
+    """Which brain answers, the values (1, 12), what the person is eligible for (1, 12), what has to be said, and whether money is short."""
+
+    brain: Brain
+    q: np.ndarray
+    allowed: np.ndarray
+    said: list[str]
+    stressed: bool
+
+
+def _valued(loaded: _Loaded, x: np.ndarray, segment: int, rows: int) -> _Valued:
+    """The values of the actions for one person with the 28 numbers `x`."""
+    about = known(x[None])
+    said, allowed, segments, stressed = [], eligible(about), np.array([segment]), bool(in_stress(about)[0])
     if not rows:
-        return RULES, RULES.q(x[None], segments, allowed), allowed, ["nothing was booked before this day: nobody can know what helps"]
+        return _Valued(RULES, RULES.q(about, segments, allowed), allowed, ["nothing was booked before this day: nobody can know what helps"], stressed)
     for brain in loaded.brains:
         with suppress(NetworkError):
             q = brain.q(x[None], segments, allowed)
             if np.isfinite(q).all():
                 break
         said.append(f"{brain.name} had no answer for this person")
-    return brain, q, allowed, said
+    return _Valued(brain, q, allowed, said, stressed)
 
 # %% ../../nbs/serving/recommendation.ipynb #37b19922
 class Decision(NamedTuple):
@@ -279,13 +305,14 @@ class Change:
     action: str
     words: str
 
-# %% ../../nbs/serving/recommendation.ipynb #76afae42
+# %% ../../nbs/serving/recommendation.ipynb #503c107e
 _MEANING = {a.name: a.meaning for a in ACTIONS}
 
 
 def _scorer(loaded: _Loaded, brain: Brain, segment: int, strategy: str) -> Callable:
     """The policy under a strategy as a function of the 28 numbers: values (n, 12) and allowed actions (n, 12)."""
-    own, s = strategy_mask([segment])[:, STRATEGY_NAMES.index(strategy)], STRATEGY_NAMES.index(strategy)
+    s = STRATEGY_NAMES.index(strategy)
+    own = strategy_mask([segment])[:, s]
 
     def score(x: np.ndarray):
         segments = loaded.places(x)
@@ -296,10 +323,8 @@ def _scorer(loaded: _Loaded, brain: Brain, segment: int, strategy: str) -> Calla
     return score
 
 
-def _reasons(loaded: _Loaded, score: Callable, x: np.ndarray, action: int, other: int, currency: str) -> tuple[Reason, ...]:
-    """Up to three numbers that spoke most for `action` over `other`."""
-    typical = loaded.typical
-    parts = parts_of(score, x, typical, action, other)
+def _reasons(parts: Parts, x: np.ndarray, typical: np.ndarray, currency: str) -> tuple[Reason, ...]:
+    """Up to three numbers that spoke most for an action."""
     order = np.lexsort((-parts.part, ~parts.opens))
     chosen = [j for j in order if parts.opens[j] or parts.part[j] > 0][:3]
     return tuple(Reason(NAMES[j], float(x[j]), float(typical[j]), float(parts.part[j]), bool(parts.opens[j]),
@@ -312,13 +337,13 @@ def _reason_words(j: int, value: float, typical: float, currency: str) -> str:
     return words if plain_value(NAMES[j], value, currency) == usual else f"{words} ({usual} is typical)"
 
 
-def _changes(loaded: _Loaded, score: Callable, x: np.ndarray, currency: str) -> tuple[Change, ...]:
-    """Up to three smallest changes that would put another action first."""
+def _changes(flips: tuple[Flip, ...], x: np.ndarray, currency: str) -> tuple[Change, ...]:
+    """The changes that would put another action first, in words."""
     return tuple(Change(NAMES[f.feature], float(x[f.feature]), f.to, ACTION_NAMES[f.action],
                         f"{plain_phrase(NAMES[f.feature], f.to, currency)} (now {plain_value(NAMES[f.feature], x[f.feature], currency)})")
-                 for f in flips_of(score, x, *loaded.span))
+                 for f in flips)
 
-# %% ../../nbs/serving/recommendation.ipynb #fce1a186
+# %% ../../nbs/serving/recommendation.ipynb #79197629
 class _Explanation(NamedTuple):
     """Everything about how an action came about."""
 
@@ -345,7 +370,8 @@ def _explain(loaded: _Loaded, brain: Brain, x: np.ndarray, segment: int, strateg
         return told
     other = int(best_action(q[None], rest[None])[0])
     behind = float(q[action] - q[other])
-    return told._replace(why=_reasons(loaded, score, x, action, other, currency), would_change=_changes(loaded, score, x, currency),
+    parts, flips = around(score, x, loaded.typical, *loaded.span, action, other)
+    return told._replace(why=_reasons(parts, x, loaded.typical, currency), would_change=_changes(flips, x, currency),
                          second=Second(ACTION_NAMES[other], behind, _how_far(loaded, brain, action, behind)))
 
 
@@ -506,20 +532,20 @@ def _said(action: str, strategy: str, x: np.ndarray, currency: str, categories=(
     except ValueError as e:
         raise ServiceError(f"no words can be found for {action}: {e}") from None
 
-# %% ../../nbs/serving/recommendation.ipynb #12a845b6
-def _answer(loaded: _Loaded, f: PersonFacts, stored: _Stored, held: str, repeated: bool, warnings: list[str]) -> CoachingRecommendation:
-    """The answer for a stored decision, with reasons if they can still be known."""
+# %% ../../nbs/serving/recommendation.ipynb #27dbd79c
+def _answer(loaded: _Loaded, f: PersonFacts, stored: _Stored, said, stressed: bool, held: str, repeated: bool, warnings: list[str]) -> CoachingRecommendation:
+    """The answer for a stored decision, with reasons if they can still be known; `said` are its words, None if they are to be found again."""
     d = stored.decision
     brain = next((b for b in loaded.brains if b.name == d.served_by), None)
-    same = stored.model_version == loaded.version and stored.state_hash == state_hash(f.x, stored.segment_id)
-    told = said = None
+    alike = stored.state_hash == state_hash(f.x, stored.segment_id)
+    same, told = alike and stored.model_version == loaded.version, None
     if same and brain:
         told = _explain(loaded, brain, f.x, stored.segment_id, d.strategy, d.action, f.currency)
-    if stored.state_hash == state_hash(f.x, stored.segment_id):
+    if alike and said is None:
         said = _said(stored.action, d.strategy, f.x, f.currency, f.categories)
     if repeated and not same:
         warnings = [*warnings, "decided earlier, with another version or other data: the reasons are not at hand any more"]
-    return _filled(f, stored, d, told, said, held, bool(in_stress(f.x[None])[0]), repeated, warnings)
+    return _filled(f, stored, d, told, said, held, stressed, repeated, warnings)
 
 
 def _filled(f: PersonFacts, stored: _Stored, d: Decision, told: _Explanation | None, said, held: str, stressed: bool, repeated: bool, warnings) -> CoachingRecommendation:
@@ -545,19 +571,13 @@ def _segment_name(segment: int) -> str:
     """The name of a segment; of `UNKNOWN_SEGMENT` for -1."""
     return SEGMENTS[segment] if segment >= 0 else UNKNOWN_SEGMENT
 
-# %% ../../nbs/serving/recommendation.ipynb #dc8f7ffc
+# %% ../../nbs/serving/recommendation.ipynb #d618c44e
 def _row_of(loaded: _Loaded, d: Decision, words, segment: int, hash_: str, at: datetime | None, request_id: str | None) -> _Stored:
     """A decision and its words as a row."""
     return _Stored(
         None, at, ACTION_NAMES[d.action], words and words.category_id, words and words.amount_minor, words and words.message, d.propensity, hash_,
         d.strategy, loaded.version, segment, d.strategy_propensity, words.urgency.value if words else "low", d.served_by, request_id,
     )
-
-
-def _row(loaded: _Loaded, f: PersonFacts, d: Decision, segment: int, at: datetime, request_id: str) -> _Stored:
-    """The row of a decision about a person."""
-    words = _said(ACTION_NAMES[d.action], d.strategy, f.x, f.currency, f.categories)
-    return _row_of(loaded, d, words, segment, state_hash(f.x, segment), at, request_id)
 
 
 def _nobody(x: np.ndarray, currency: str | None) -> PersonFacts:
@@ -573,55 +593,71 @@ def _request(request_id: str | None, at: datetime) -> str:
         raise ServiceError(f"request_id = {request_id!r:.80}: a text of 1 to 64 printable characters is needed")
     return request_id
 
-# %% ../../nbs/serving/recommendation.ipynb #359fd6ba
-_HISTORY, _USERS = TABLES["recommendation_history"], TABLES["users"]
-_WEEK = timedelta(days=7)
-_BEFORE = sa.select(*(_HISTORY.c[n] for n in _Stored._fields)).where(_HISTORY.c.user_id == sa.bindparam("user"), _HISTORY.c.request_id == sa.bindparam("request"))
-_NEAR = sa.select(_HISTORY.c.decided_at).where(
-    _HISTORY.c.user_id == sa.bindparam("user"), _HISTORY.c.action != "do_nothing",
-    _HISTORY.c.decided_at > sa.bindparam("after"), _HISTORY.c.decided_at < sa.bindparam("until"))
-_LOCK = sa.select(_USERS.c.id).where(_USERS.c.id == sa.bindparam("user")).with_for_update(key_share=True)
-_ZONE = sa.select(_USERS.c.timezone).where(_USERS.c.id == sa.bindparam("user"))
-_ADD = sa.insert(_HISTORY)
+# %% ../../nbs/serving/recommendation.ipynb #02151eb5
+_HISTORY, _WEEK = TABLES["recommendation_history"], timedelta(days=7)
+_BEFORE = f"SELECT {', '.join(_Stored._fields)} FROM recommendation_history WHERE user_id = ? AND request_id = ?"
+_NEAR = "SELECT decided_at FROM recommendation_history WHERE user_id = ? AND action <> 'do_nothing' AND decided_at > ? AND decided_at < ?"
+_ADD = f"INSERT INTO recommendation_history (user_id, {', '.join(_Stored._fields[1:])}) VALUES ({', '.join('?' * len(_Stored._fields))})"
+_LOCK = "SELECT id FROM users WHERE id = ? FOR NO KEY UPDATE"  # SQLite has one writer at a time, and needs no lock
+_ZONE = "SELECT timezone FROM users WHERE id = ?"
 
 
-def _before(connection: sa.Connection, user_id: int, request_id: str) -> _Stored | None:
+def _run(cursor, sqlite: bool, statement: str, *values):
+    """The cursor after a statement, straight through the driver: what SQLAlchemy adds to each would be a tenth of a decision's time."""
+    if sqlite:
+        return cursor.execute(statement, [to_micros(v) if isinstance(v, datetime) else v for v in values])
+    return cursor.execute(statement.replace("?", "%s"), values)
+
+
+def _moment_of(stored) -> datetime:
+    """A moment as the driver gives it: microseconds from SQLite, a `datetime` from PostgreSQL."""
+    return stored if isinstance(stored, datetime) else from_micros(stored)
+
+
+def _before(ask: Callable, user_id: int, request_id: str) -> _Stored | None:
     """What was decided for a request before."""
-    row = connection.execute(_BEFORE, {"user": user_id, "request": request_id}).first()
-    return _Stored(*row) if row else None
+    row = ask(_BEFORE, user_id, request_id).fetchone()
+    return _Stored(row[0], _moment_of(row[1]), *row[2:]) if row else None
 
 
-def _messages(connection: sa.Connection, user_id: int, at: datetime) -> tuple[int, int]:
+def _messages(ask: Callable, user_id: int, at: datetime) -> tuple[int, int]:
     """How many messages the seven days before `at` hold, and the seven days after: a clock that jumped back must not allow more."""
-    moments = connection.scalars(_NEAR, {"user": user_id, "after": at - _WEEK, "until": at + _WEEK}).all()
-    later = sum(m > at for m in moments)
+    moments = ask(_NEAR, user_id, at - _WEEK, at + _WEEK).fetchall()
+    later = sum(_moment_of(m) > at for m, in moments)
     return len(moments) - later, later
 
-# %% ../../nbs/serving/recommendation.ipynb #a94bee08
+# %% ../../nbs/serving/recommendation.ipynb #a9cbb860
 def _store(engine: sa.Engine, user_id: int, request_id: str, at: datetime, limits: Limits, local: datetime, fresh: Callable[[str], _Stored]):
     """(the stored decision, why no message may be sent or '', whether it was there before, messages dated later): all in one transaction.
 
     `fresh` makes the row for the reason that forbids a message ('' for none).
     """
+    sqlite = engine.dialect.name == "sqlite"
     with explained(engine), writing(engine) as connection:
-        connection.execute(_LOCK, {"user": user_id})
-        earlier, later = _messages(connection, user_id, at)
+        ask = partial(_run, connection.connection.cursor(), sqlite)
+        if not sqlite:
+            ask(_LOCK, user_id)
+        earlier, later = _messages(ask, user_id, at)
         held = hold(limits, local, earlier + later) or ""
-        if there := _before(connection, user_id, request_id):
+        if there := _before(ask, user_id, request_id):
             return there, held, True, later
         row = fresh(held)
-        values = {k: v for k, v in row._asdict().items() if k != "id"} | {"user_id": user_id, "message": row.message or None}
-        number = connection.execute(_ADD, values).inserted_primary_key[0]
+        values = (user_id, *row._replace(message=row.message or None)[1:])
+        number = ask(_ADD, *values).lastrowid if sqlite else ask(_ADD + " RETURNING id", *values).fetchone()[0]
         return row._replace(id=number), held, False, later
 
 
 def _zone(engine: sa.Engine, user_id: int) -> str:
     """The time zone of a person; a `DatabaseError` if there is nobody of that id."""
-    with explained(engine), engine.connect() as connection:
-        zone = connection.scalar(_ZONE, {"user": user_id})
-    if zone is None:
+    with explained(engine):
+        raw = engine.raw_connection()
+        try:
+            found = _run(raw.cursor(), engine.dialect.name == "sqlite", _ZONE, user_id).fetchone()
+        finally:
+            raw.close()
+    if found is None:
         raise DatabaseError(f"there is nobody with the id {user_id}")
-    return zone
+    return found[0]
 
 # %% ../../nbs/serving/recommendation.ipynb #99c7728c
 def _counted(state: BanditState, engine: sa.Engine, segment: int | None) -> RecommendationBandit:
@@ -677,7 +713,7 @@ class LoadedModels(NamedTuple):
     model_version: str
     warnings: tuple[str, ...]
 
-# %% ../../nbs/serving/recommendation.ipynb #c658ecda
+# %% ../../nbs/serving/recommendation.ipynb #108e859c
 class _Asking:
     """The half of the service that decides."""
 
@@ -712,28 +748,27 @@ class _Asking:
         """The limits in force with a loaded version."""
         return self._limits or (Limits(**loaded.policy.limits, explore=loaded.policy.explore) if loaded.policy else Limits())
 
-    def _chances(self, loaded: _Loaded, x: np.ndarray, segment: int, at: datetime) -> dict[str, float]:
+    def _chances(self, loaded: _Loaded, x: np.ndarray, segment: int, stressed: bool, at: datetime) -> dict[str, float]:
         """The probability of each strategy for a person, as of a moment, from the counts in the database."""
         context = None
         if loaded.bandit.linear is not None:
             wide = loaded.bandit.linear.b.shape[1] > BASE and loaded.policy is not None
             seen = EnhancedStateVector(x, np.int64(segment), loaded.policy.ranking).state if wide else FinancialStateVector(x).generate_weekly_state()
             context = seen.values
-        return _counted(loaded.bandit, self.engine, segment).probabilities(segment, context, bool(in_stress(x[None])[0]), at)
+        return _counted(loaded.bandit_of(segment), self.engine, segment).probabilities(segment, context, stressed, at)
 
-    def _propose(self, loaded: _Loaded, f: PersonFacts, at: datetime) -> tuple[Decision, int, list[str]]:
-        """What would be decided if no limit forbade it, the segment, and what has to be said about it."""
+    def _propose(self, loaded: _Loaded, f: PersonFacts, at: datetime) -> tuple[Decision, int, list[str], bool]:
+        """What would be decided if no limit forbade it, the segment, what has to be said about it, and whether the person is short of money."""
         segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
-        brain, q, allowed, said = _valued(loaded, f.x, segment, f.rows)
-        stressed = bool(in_stress(f.x[None])[0])
+        brain, q, allowed, said, stressed = _valued(loaded, f.x, segment, f.rows)
         draw = tuple(uniform(f.user_id, at.isoformat(), loaded.version, step) for step in ("strategy", "action"))
         if brain is RULES:
             d = decide(q[0], allowed[0], segment, stressed, {STRATEGY_NAMES[_OPEN]: 1.0}, 0.0, draw, brain.name)
-            return d._replace(strategy_propensity=None), segment, said
-        chances = self._chances(loaded, f.x, segment, at)
-        return decide(q[0], allowed[0], segment, stressed, chances, self._limits_of(loaded).explore, draw, brain.name), segment, said
+            return d._replace(strategy_propensity=None), segment, said, stressed
+        chances = self._chances(loaded, f.x, segment, stressed, at)
+        return decide(q[0], allowed[0], segment, stressed, chances, self._limits_of(loaded).explore, draw, brain.name), segment, said, stressed
 
-# %% ../../nbs/serving/recommendation.ipynb #ff3abcec
+# %% ../../nbs/serving/recommendation.ipynb #5b94d840
 class _Learning(_Asking):
     """The half of the service that learns."""
 
@@ -742,7 +777,8 @@ class _Learning(_Asking):
         at, loaded = _moment(at), self._loaded
         f = _facts(self.engine, user_id, at, _zone(self.engine, user_id))
         segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
-        return draw_strategy(self._chances(loaded, f.x, segment, at), uniform(user_id, at.isoformat(), loaded.version, "strategy"))
+        chances = self._chances(loaded, f.x, segment, bool(in_stress(f.x[None])[0]), at)
+        return draw_strategy(chances, uniform(user_id, at.isoformat(), loaded.version, "strategy"))
 
     def update_strategy_performance(self, decision_id: int, response: str, helpful: bool | None, at: datetime) -> Learned:
         """Store a person's answer to a decision, given at a moment in UTC, and let the bandit learn from it.
@@ -777,7 +813,7 @@ def _from_state(state) -> tuple[np.ndarray, int, bool]:
     places = np.flatnonzero(values[BASE : BASE + len(SEGMENTS)])
     return values[_FROM_WIDE], int(places[0]) if len(places) == 1 else -1, True
 
-# %% ../../nbs/serving/recommendation.ipynb #e1375ffb
+# %% ../../nbs/serving/recommendation.ipynb #0e40451d
 class EnhancedCQLModelService(_Learning):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
@@ -795,19 +831,23 @@ class EnhancedCQLModelService(_Learning):
         at, loaded = _moment(at), self._loaded
         request_id = _request(request_id, at)
         f = _facts(self.engine, user_id, at, _zone(self.engine, user_id))
-        decision, segment, said = self._propose(loaded, f, at)
+        decision, segment, said, stressed = self._propose(loaded, f, at)
+        words = None
 
         def fresh(held: str) -> _Stored:
-            return _row(loaded, f, Decision(0, STRATEGY_NAMES[_OPEN], 1.0, None, "limits") if held else decision, segment, at, request_id)
+            nonlocal words
+            d = Decision(0, STRATEGY_NAMES[_OPEN], 1.0, None, "limits") if held else decision
+            words = _said(ACTION_NAMES[d.action], d.strategy, f.x, f.currency, f.categories)
+            return _row_of(loaded, d, words, segment, state_hash(f.x, segment), at, request_id)
 
         stored, held, repeated, later = _store(self.engine, user_id, request_id, at, self._limits_of(loaded), f.local, fresh)
         if repeated and stored.decided_at != at:
             f = _facts(self.engine, user_id, stored.decided_at, f.local.tzinfo.key)
-            said = self._propose(loaded, f, stored.decided_at)[2]
+            _, _, said, stressed = self._propose(loaded, f, stored.decided_at)
         if later and not repeated:
             said = [*said, f"messages dated after this moment count towards the limit ({later}): was a clock wrong?"]
         held = held if stored.served_by == "limits" else ""  # a message that was sent is itself counted when asked again
-        return _answer(loaded, f, stored, held, repeated, [*loaded.warnings, *said])
+        return _answer(loaded, f, stored, words, stressed, held, repeated, [*loaded.warnings, *said])
 
     def get_recommendation(self, state, currency: str | None = None, explain: bool = False) -> CoachingRecommendation:
         """The best allowed action for a state of 17 numbers, or of 35: nothing is drawn, nothing is stored.
@@ -816,10 +856,10 @@ class EnhancedCQLModelService(_Learning):
         """
         loaded, (x, segment, wide) = self._loaded, _from_state(state)
         if not wide:
-            loaded = replace(loaded, brains=tuple(b for b in loaded.brains if b.name != "model-35"))
-        brain, q, allowed, said = _valued(loaded, x, segment, 1)
+            loaded = loaded.without_wide
+        brain, q, allowed, said, stressed = _valued(loaded, x, segment, 1)
         d = Decision(int(best_action(q, allowed)[0]), STRATEGY_NAMES[_OPEN], 1.0, None, brain.name)
         told = _explain(loaded, brain, x, segment, d.strategy, d.action, currency or "") if explain else _plainly(q[0], allowed[0], d.action)
         words = _said(ACTION_NAMES[d.action], d.strategy, x, currency) if currency else None
         stored = _row_of(loaded, d, words, segment, state_hash(x, segment), None, None)
-        return _filled(_nobody(x, currency), stored, d, told, words, "", bool(in_stress(x[None])[0]), False, [*loaded.warnings, *said])
+        return _filled(_nobody(x, currency), stored, d, told, words, "", stressed, False, [*loaded.warnings, *said])
