@@ -129,7 +129,7 @@ _DARK = """
 --good:#83d3a0;--good-bg:#16301f;--bad:#f5a09a;--bad-bg:#3b1b19;--warn:#e9c07a;--warn-bg:#35280f;--note:#a9c4ea;--note-bg:#1b2737;--bar:#2c4d6b;color-scheme:dark}}
 """
 
-# %% ../nbs/show.ipynb #2764c0f1
+# %% ../nbs/show.ipynb #f85f49d0
 _CARD = """
 .fc *{box-sizing:border-box}
 .fc.fc-card{border:1px solid var(--line);border-radius:10px;padding:1rem 1.2rem;margin:.3rem 0;max-width:60rem;font-size:15px}
@@ -317,7 +317,7 @@ def _contents(entries: Iterable[tuple[str, str]]) -> Html:
     items = join(_tag("li", _tag("a", text, href=f"#{id}")) for id, text in entries)
     return _tag("nav", join([_tag("p", "Contents"), _tag("ol", items)]), class_="fc-contents", aria_label="Contents") if items else Html("")
 
-# %% ../nbs/show.ipynb #7079e020
+# %% ../nbs/show.ipynb #d04408d5
 def page(title: str, body: Html | str, contents: Iterable[tuple[str, str]] = (), footer: str = "", style: str = "") -> str:
     """A complete HTML page that needs nothing else: `body` (text is escaped) under `title`, with links to `contents`.
 
@@ -562,10 +562,12 @@ def _text(value: float, spec: str) -> str:
     """A number as text on a chart."""
     return "unknown" if _unknown(value) else (spec.format(value) if "{" in spec else format(value, spec)).replace("-", "−")
 
-# %% ../nbs/show.ipynb #750ad74f
+# %% ../nbs/show.ipynb #195dc1bf
 def intervals(rows, alt: str, spec: str = ".2f", reference: float | None = None, reference_label: str = "", xlabel: str = "", caption: str = "") -> Html:
     """A dot with its interval a row, value written beside it. `rows`: dicts or tuples of label, value, low, high[, colour]; low and high may be None."""
     rows = _interval_rows(rows)
+    if not rows:
+        return Html("<p>Too little is known to draw this: ") + html(alt) + Html("</p>")
 
     def draw(ax):
         for i, r in enumerate(rows):
