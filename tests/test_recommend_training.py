@@ -13,8 +13,21 @@ from fincoach.evaluate.lineage import NotEnoughData
 from fincoach.recommend import training
 from fincoach.recommend.cql import load
 from fincoach.recommend.dossier import CHAMPION, _losses, _worries, gates, judge
-from fincoach.recommend.evidence import LOGGED, NOTHING, RULES, SERVED, ModelEvaluator, by_group, served_policy
+from fincoach.recommend.evidence import (
+    LOGGED,
+    NOTHING,
+    RULES,
+    SERVED,
+    ModelEvaluator,
+    by_group,
+    chances_within,
+    doubt,
+    logged_chances,
+    segments_in,
+    served_policy,
+)
 from fincoach.recommend.ope import Worth
+from fincoach.recommend.rewards import MultiObjectiveReward
 from fincoach.recommend.training import HORIZON, Recipe, champion_policy, fit, take_data, train_recommendation
 from fincoach.segments import training as segments
 from fincoach.serving.actions import ACTION_NAMES, STRATEGY_NAMES, strategy_mask
@@ -58,15 +71,15 @@ def recipe():
 
 
 @pytest.fixture(scope="module")
-def data(snapshot, recipe, groups):
-    """The log, cut in three."""
-    return take_data(snapshot, recipe, groups)
-
-
-@pytest.fixture(scope="module")
 def trained(population, snapshot, recipe, groups):
     """A whole training."""
     return train_recommendation(snapshot, recipe, groups, population.truth)
+
+
+@pytest.fixture(scope="module")
+def data(trained):
+    """The log, cut in three."""
+    return trained.evidence.data
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +112,7 @@ def test_outcomes_of_no_part_reach_into_the_next(data):
     assert not set(learn.decision_id) & set(choose.decision_id) | set(choose.decision_id) & set(test.decision_id)
 
 
-def test_what_is_learned_does_not_know_the_test(population, snapshot, recipe, groups, data, tmp_path):
+def test_what_is_learned_does_not_know_the_test(population, recipe, groups, trained, data, tmp_path):
     """Every answer given in the test's time is turned round, and every purchase of that time doubled: the same bytes are learned."""
     late = pl.lit(data.test.decisions.decided_at.min()).dt.replace_time_zone("UTC")
     turned = pl.when(pl.col("response") == "accepted").then(pl.lit("dismissed")).otherwise(pl.lit("accepted"))
@@ -110,7 +123,7 @@ def test_what_is_learned_does_not_know_the_test(population, snapshot, recipe, gr
             amount_minor=pl.when(pl.col("occurred_at") >= late).then(2 * pl.col("amount_minor")).otherwise(pl.col("amount_minor")))}
     other = take_data(write_snapshot(frames, tmp_path), recipe, groups)
     assert (other.test.decisions.parts != data.test.decisions.parts).any()
-    one, same = fit(data, recipe, "a"), fit(other, recipe, "a")
+    one, same = trained.evidence.fitted, fit(other, recipe, "a")
     for name in ("wide", "narrow", "cloning", "filtered"):
         assert getattr(one, name).to_pth() == getattr(same, name).to_pth()
     assert one.bandit.export() == same.bandit.export()
@@ -185,6 +198,66 @@ def test_an_equal_version_does_not_replace_the_champion(trained, data, recipe):
     assert gain is None or gain.low <= 0
     _, lost, _ = training._gains(evaluator, policies, "parent")  # a champion that cannot be read
     assert lost["Gain over the champion"] is None
+
+
+def test_a_damaged_champion_blocks_and_says_why(good):
+    lost = replace(good, parent="2025-01-01-x", deciding=good.deciding | {"Gain over the champion": None})
+    gate = next(g for g in gates(lost) if g.name == "Gain over the champion")
+    assert gate.passed is None
+    assert "2025-01-01-x cannot be used any more" in gate.meaning
+    assert "too little" in next(g for g in gates(replace(lost, champion="2025-01-01-x")) if g.name == gate.name).meaning
+
+
+def test_a_champion_with_other_actions_cannot_judge(trained, data, tmp_path):
+    policy = trained.files["policy.json"].replace(b'"celebrate"', b'"applaud"')
+    other = replace(trained, files=trained.files | {"policy.json": policy})
+    assert champion_policy(open_version(tmp_path, "recommendation", other.publish(tmp_path)), data.test) is None
+
+
+def test_probabilities_mixed_up_within_actions_are_noticed(trained, good):
+    """They still come to 1 over all, so each action alone looks true: within segments they do not."""
+    d = trained.evidence.data.decisions
+    mixed_up = d.propensity.copy()
+    for a in range(12):
+        mixed_up[d.action == a] = np.random.default_rng(a).permutation(mixed_up[d.action == a])
+    poisoned = replace(d, propensity=mixed_up)
+    assert chances_within(d, segments_in(d))["agrees"].all()
+    within = chances_within(poisoned, segments_in(d))
+    assert not within["agrees"].all()
+    verdict = judge(replace(good, within=within))
+    assert verdict.decision == "hold"
+    assert "Logged probabilities" in verdict.headline
+
+
+def test_constant_probabilities_are_noticed(trained, good):
+    d = trained.evidence.data.decisions
+    chances = logged_chances(replace(d, propensity=np.full(len(d), 1 / 12)))
+    assert judge(replace(good, chances=chances)).decision == "hold"
+
+
+def test_one_person_with_nearly_all_decisions_is_noticed(good):
+    d = good.data.decisions
+    users = np.where(np.random.default_rng(0).random(len(d)) < 0.9, d.user_id[0], d.user_id)
+    assert not any(w["what"] == "One person fills the log" for w in _worries(good))
+    found = next(w for w in _worries(replace(good, data=replace(good.data, decisions=replace(d, user_id=users)))) if w["what"] == "One person fills the log")
+    assert found["evidence"].startswith("90 %")
+
+
+@pytest.mark.parametrize("days", [400, -60])
+def test_answers_out_of_time_are_not_learned_from(population, recipe, groups, tmp_path, days):
+    """Answers of the future, and answers that came before their decisions: nobody took up anything within the horizon."""
+    feedback = population.frames["recommendation_feedback"].with_columns(pl.col("received_at") + pl.duration(days=days))
+    with pytest.raises(NotEnoughData, match="not one was taken up"):
+        take_data(write_snapshot(population.frames | {"recommendation_feedback": feedback}, tmp_path), recipe, groups)
+
+
+def test_wrong_answers_are_weighed(trained, data, recipe):
+    """One yes in ten that was not meant takes a tenth of what answers brought."""
+    policy = trained.evidence.policies[SERVED]
+    left = doubt(ModelEvaluator(data.test, recipe.reward), policy).left
+    answers = ModelEvaluator(data.test, MultiObjectiveReward(0, 0, 1, 0)).estimate(policy)
+    assert left[0.0].value - left[0.1].value == pytest.approx(0.1 * recipe.weight_engagement * answers)
+    assert trained.evidence.doubt is None  # these few cannot bear the number, so the report has none
 
 
 def test_people_in_stress_and_out_of_reach(trained, data):

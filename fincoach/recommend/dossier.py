@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVEN', 'CHAMPION', 'AIM', 'WEIGHTY', 'Evidence', 'gates', 'judge', 'write_report', 'files_of', 'manifest_of']
 
-# %% ../../nbs/recommend/dossier.ipynb #c7472236
+# %% ../../nbs/recommend/dossier.ipynb #7e86f40d
 import json
 from dataclasses import dataclass, field
 
@@ -19,16 +19,16 @@ from fincoach.evaluate.report import (
     picture, text,
 )
 from ..features.state import feature_config
-from .evidence import LOGGED, NOTHING, RULES, SERVED, Replay
+from .evidence import LOGGED, NOTHING, RULES, SERVED, Doubt, Repeats, Replay
 from .ope import NAMES, Comparison, Worth
 from .oracle import Regret
 from .rewards import PART_TABLE
-from .worth import IDLE
+from .worth import EARNS, IDLE, REPLACEABLE
 from ..serving.actions import ACTION_NAMES, ACTIONS, STRATEGIES, actions_table
 from ..serving.policy import PolicyParameters, usual_of, values_of
 from ..show import heatmap, intervals, lines, plain
 
-# %% ../../nbs/recommend/dossier.ipynb #f224d055
+# %% ../../nbs/recommend/dossier.ipynb #1ce9c43f
 EVEN, CHAMPION = "as served, bandit knowing nothing", "champion"
 @dataclass(frozen=True)
 class Evidence:
@@ -66,21 +66,25 @@ class Evidence:
     worth: object = field(default=None, repr=False)
     champion: str | None = None  # its version, if it could be read
     parent: str | None = None  # the version that was serving
+    within: pl.DataFrame | None = field(default=None, repr=False)  # the logged probabilities within segments
+    parts: pl.DataFrame | None = field(default=None, repr=False)  # what the gain is made of
+    repeats: Repeats | None = None
+    doubt: Doubt | None = None  # what is left of the gain if yeses are not believed
 
     @property
     def served(self):
         """The value of what is served, or the refusal."""
         return self.values.values[SERVED]
 
-# %% ../../nbs/recommend/dossier.ipynb #975791c2
+# %% ../../nbs/recommend/dossier.ipynb #86447f73
 AIM = 0.6  # relevance more than before, and than rules
 WEIGHTY = 0.05  # a segment with so large a share of the decisions must be shown to be no worse off
 
 
-def _gain_gate(name: str, gain: Worth | None) -> Gate:
+def _gain_gate(name: str, gain: Worth | None, why: str = "too little of what it does was ever logged to tell") -> Gate:
     """A gain must be over zero by its interval; without a number nothing is shown, and that blocks."""
     if gain is None:
-        return Gate(name, None, 0.0, None, "too little of what it does was ever logged to tell")
+        return Gate(name, None, 0.0, None, why)
     return at_least(name, gain.value, 0.0, "reward a decision, on decisions never looked at before", interval=(gain.low, gain.high), bound=True, spec="+.4f")
 
 
@@ -95,15 +99,16 @@ def _segment_gate(e: Evidence) -> Gate:
     return at_least("No segment worse off than by silence", worst["gain"], 0.0, f"gain over doing nothing where it is least sure: {worst['group']}",
                     interval=(worst["low"], worst["high"]), bound=True, spec="+.4f")
 
-# %% ../../nbs/recommend/dossier.ipynb #456deed4
+# %% ../../nbs/recommend/dossier.ipynb #431efaaf
 def gates(e: Evidence) -> list[Gate]:
     """What must hold (blocking) and what should be known, with the figures."""
-    r = e.recipe
+    r, wrong = e.recipe, _wrong_chances(e)
+    gone = {CHAMPION: f"version {e.parent} cannot be used any more (damaged, or made for other actions or features): a person must decide"} if e.parent and not e.champion else {}
     found = [
         at_least("Decisions", len(e.data.decisions), r.min_decisions, "logged decisions with a known outcome", spec=",.0f"),
-        at_most("Leaks", e.audit.changed_by_after + e.outcomes[0], 0, "numbers, states and outcomes that changed when later rows were altered", spec=",.0f"),
-        at_most("Logged probabilities", len(e.chances.filter(~pl.col("agrees"))), 0, "actions drawn more or less often than the log says", spec=".0f"),
-        *(_gain_gate(name, gain) for name, gain in e.deciding.items()),
+        at_most("Leaks", e.audit.changed_by_after + e.outcomes[0], 0, f"numbers, states and outcomes of up to {e.audit.people} people that changed when later rows were altered", spec=",.0f"),
+        at_most("Logged probabilities", len(wrong), 0, "actions drawn more or less often than the log says, over all or within a segment" + (f": {_listed(wrong[:3])}" if wrong else ""), spec=".0f"),
+        *(_gain_gate(name, gain, *(why for about, why in gone.items() if about in name)) for name, gain in e.deciding.items()),
         _segment_gate(e),
         at_most("Limits", e.replay.total, 0, f"violations in {e.replay.decisions:,} decisions drawn again", spec=".0f"),
         at_most("Exact probabilities", e.exact, 1e-9, "largest difference between a served and a judged probability", spec=".1g"),
@@ -112,28 +117,39 @@ def gates(e: Evidence) -> list[Gate]:
     return [*found, *_aims(e), *([_way_gate(e.regret)] if e.regret else [])]
 
 
+def _wrong_chances(e: Evidence) -> list[str]:
+    """The actions whose logged probabilities do not agree with what was drawn."""
+    out = [_SHORT[a] for a in e.chances.filter(~pl.col("agrees"))["action"]]
+    within = [] if e.within is None else e.within.filter(~pl.col("agrees")).select("action", "group").rows()
+    return out + [f"{_SHORT[a]} for {group}" for a, group in within if _SHORT[a] not in out]
+
+
 def _aims(e: Evidence) -> list[Gate]:
     """Relevance against what was done and rules, and the cautious bound; shown, not deciding."""
     made = []
     for name, said in ((LOGGED, "what was done"), (RULES, "rules")):
         w = e.more.get(name)
-        made.append(at_least(f"Relevance over {said}", w and w.value, AIM, f"by how much more often advice is taken up and found helpful than with {said}",
+        made.append(at_least(f"Relevance over {said}", w and w.value, AIM, f"by how much more often advice is taken up and found helpful than with {said}"
+                             + ("; by the estimate, its interval begins below" if w and w.low < AIM <= w.value else ""),
                              interval=w and (w.low, w.high), blocking=False, spec="+.0%"))
-    return [*made, at_least("Cautious bound", e.cautious, float(e.data.test.decisions.parts[:, 2].mean()), "relevance that is exceeded with 95 % at any sample size, without large-sample theory; "
-                            "asked for: what was done", blocking=False, spec=".3f")]
+    return [*made, at_least("Cautious bound", e.cautious, e.relevance[LOGGED].high, "relevance that is exceeded with 95 % at any sample size, without large-sample theory; "
+                            "asked for: the upper end of what was done", blocking=False, spec=".3f")]
 
 
 def _way_gate(regret: Regret) -> Gate:
     """How far on the way from what was done to the best that the state can tell."""
     row = regret.rows.filter(pl.col("policy") == SERVED).row(0, named=True)
-    return at_least("Way to the best possible", row["way"], 0.8, "share of the way from what was done to the best that can be known from the state (true values)", blocking=False, spec=".0%")
+    true = dict(regret.rows.select("policy", "value").iter_rows())
+    return at_least("Way to the best possible", row["way"], 0.8, f"share of the way from what was done ({true['what was done']:.3f}) to the best that can be known from the state "
+                    f"({true['best by the state']:.3f}): {row['value']:.3f}, all true relevance of made-up people", blocking=False, spec=".0%")
 
-# %% ../../nbs/recommend/dossier.ipynb #66f6f1ac
+# %% ../../nbs/recommend/dossier.ipynb #1b9b99b8
 def judge(e: Evidence) -> Verdict:
     """Promote when every blocking gate holds; the headline says what was found, or what was missing."""
     more = e.more.get(LOGGED)
     good = f"relevance {more.value:+.0%} over what was done ({more.low:+.0%} to {more.high:+.0%})".replace("%", " %") if more else "the gain is shown"
-    return decide(gates(e), promote=f"Promote: {good}, and no segment is worse off than by silence.", hold="Hold back: {failed}. What is serving stays.")
+    people = ", on made-up people" if e.regret else ""
+    return decide(gates(e), promote=f"Promote: {good}{people}, and no segment is worse off than by silence.", hold="Hold back: {failed}. What is serving stays.")
 
 # %% ../../nbs/recommend/dossier.ipynb #27bc773f
 _ROLE = {SERVED: "ours", EVEN: "ours", CHAMPION: "champion", LOGGED: "baseline"}
@@ -170,34 +186,44 @@ def _valued(e: Evidence) -> dict[str, Worth]:
     """Every policy that the log can speak about, what was done among them."""
     return {LOGGED: e.values_logged} | {k: v.value for k, v in e.values.values.items() if v.value}
 
-# %% ../../nbs/recommend/dossier.ipynb #1c692cda
+# %% ../../nbs/recommend/dossier.ipynb #5d849514
 def _summary(e: Evidence, verdict: Verdict) -> Section:
     test, rows = e.data.test.decisions, []
     for group, part in e.segments.group_by("group", maintain_order=True):
         of = {r["against"]: r for r in part.iter_rows(named=True)}
         most = np.argsort(-e.by_segment[group[0]])[:2]
         rows.append({"segment": group[0], "people": of[LOGGED]["people"], "gain over what was done": of[LOGGED]["gain"], "gain over silence": of[NOTHING]["gain"],
-                     "least sure": of[NOTHING]["low"], "most often advised": _listed(f"{_SHORT[ACTION_NAMES[a]]} ({_percent(e.by_segment[group[0]][a])})" for a in most)})
+                     "least sure": of[NOTHING]["low"], "gain over rules": of[RULES]["gain"], "most often advised": _listed(f"{_SHORT[ACTION_NAMES[a]]} ({_percent(e.by_segment[group[0]][a])})" for a in most)})
     said = []
     if e.more.get(LOGGED):
-        said.append(f"Advice is taken up and found helpful {_span(e.more[LOGGED])} more often than what was done")
+        said.append(f"Advice as served is taken up and found helpful {_span(e.more[LOGGED])} more often than what was done")
         said.append(f"and {_span(e.more[RULES])} more often than what rules would have advised." if e.more.get(RULES) else "; rules cannot be compared.")
+    if SERVED in e.relevance:
+        said.append(_each_message(e))
     if e.regret:
-        said.append(f"On these made-up people the truth is known: the way to the best that can be known from the state was gone by {_percent(_way(e.regret))}.")
+        said.append(f"On these made-up people the truth is known: {_percent(_way(e.regret))} of the way to the best that can be known from the state was gone.")
     return Section("summary", "", verdict.headline, [
         numbers({"decisions": f"{len(e.data.decisions):,}", "judged on": f"{len(test):,}", "people": f"{len(np.unique(test.user_id)):,}",
                  "relevance": "–" if SERVED not in e.relevance else f"{e.relevance[SERVED].value:.2f}", "before": f"{test.parts[:, 2].mean():.2f}"},
                 {"judged on": f"from {test.day.min()} to {test.day.max()}", "relevance": "taken up and helpful, as served", "before": "what was done"}),
         text(" ".join(said) or "The log cannot tell what the policy is worth."),
-        grid(rows, formats={"people": ",.0f", "gain over what was done": "+.3f", "gain over silence": "+.3f", "least sure": "+.3f"},
+        grid(rows, formats={"people": ",.0f", "gain over what was done": "+.3f", "gain over silence": "+.3f", "least sure": "+.3f", "gain over rules": "+.3f"},
              caption="Reward a decision by segment, as served; the lower end of the gain over silence holds for all segments together")])
+
+
+def _each_message(e: Evidence) -> str:
+    """Relevance a message instead of a decision: more messages alone bring more yeses."""
+    test, speaks = e.data.test.decisions, float(1 - e.policies[SERVED][:, 0].mean())
+    before = float((test.action > 0).mean())
+    return (f"Part of that is that it speaks more often: a message in {_percent(speaks)} of decisions, {_percent(before)} before. "
+            f"Counted by message, relevance is {e.relevance[SERVED].value / max(speaks, 1e-9):.2f}, {test.parts[:, 2].mean() / max(before, 1e-9):.2f} before.")
 
 
 def _way(regret: Regret) -> float:
     """The share of the way to the state's best."""
     return regret.rows.filter(pl.col("policy") == SERVED)["way"][0] or 0.0
 
-# %% ../../nbs/recommend/dossier.ipynb #5695f458
+# %% ../../nbs/recommend/dossier.ipynb #3ec1166b
 def _worries(e: Evidence) -> list[dict]:
     """What speaks against the policy."""
     found = []
@@ -211,6 +237,11 @@ def _worries(e: Evidence) -> list[dict]:
         if w.low <= 0 and name != EVEN:
             add("warning" if w.high < 0 else "note", f"{'Lost against' if w.high < 0 else 'No difference shown from'} {name}", f"Difference {_span(w, '+.3f')} a decision.",
                 "What is served explores and keeps to strategies; that has a price." if name in ("CQL-35, always its best", "CQL-17, always its best") else "The plainer one would do as well.")
+    for r in e.segments.filter((pl.col("against") == RULES) & pl.col("low").le(0)).iter_rows(named=True):
+        add("warning" if r["high"] < 0 else "note", f"{r['group']}: {'lost against rules' if r['high'] < 0 else 'not shown to be better than rules'}",
+            f"Difference {r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}) a decision of {r['people']:,} people.", "Rules would do there, and anybody can explain them.")
+    for name, evidence, advice in (*_crowded(e), *_narrower(e), *_noisy(e)):
+        add("warning", name, evidence, advice)
     for name, v in e.values.values.items():
         if not v.value:
             add("note", f"{name} cannot be judged", v.why, "Log more of what it would do.")
@@ -218,6 +249,26 @@ def _worries(e: Evidence) -> list[dict]:
         add("warning", f"Less relevant for {r['characteristic']} {r['group']}", f"{r['apart']:+.2f} ({r['apart_low']:+.2f} to {r['apart_high']:+.2f}) against everybody else.",
             "See the section on groups: find out whether needs differ or the model does.")
     return found
+
+
+def _crowded(e: Evidence) -> list[tuple[str, str, str]]:
+    """A person who fills the log."""
+    most = float(np.unique(e.data.decisions.user_id, return_counts=True)[1].max() / len(e.data.decisions))
+    return [("One person fills the log", f"{_percent(most)} of all decisions are one person's.", "Look at how decisions got their person. Intervals count people, not rows.")] if most > 0.05 else []
+
+
+def _narrower(e: Evidence) -> list[tuple[str, str, str]]:
+    """Whether the numbers beyond the 17 of the plain state earn their place."""
+    rows = e.changes.filter((pl.col("change") == "17 numbers") & pl.col("high").ge(0))
+    return [("35 numbers are not shown to be better than 17", f"17 less 35: {r['gain']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f}) a decision, always taking the best action.",
+             "See what each number is worth; the smaller network is easier to look after.") for r in rows.iter_rows(named=True)]
+
+
+def _noisy(e: Evidence) -> list[tuple[str, str, str]]:
+    """A policy that hardly ever says nothing."""
+    speaks = float(1 - e.policies[SERVED][:, 0].mean())
+    return [("It hardly ever says nothing", f"A message in {_percent(speaks)} of decisions, {_percent(float((e.data.test.decisions.action > 0).mean()))} in the log.",
+             f"Weigh the burden more than {e.recipe.weight_burden:g} if that is too much: see what other weights would choose.")] if speaks > 0.95 else []
 
 
 def _findings(e: Evidence) -> Section:
@@ -237,7 +288,7 @@ def _use(e: Evidence) -> Section:
         text(f"**Outside of the model, and always in force**: at most {e.recipe.messages_per_week} messages in seven days, silence from {e.recipe.quiet_from}:00 to {e.recipe.quiet_until}:00 on "
              "the person's own clock, no experiments on and no pressing strategy for people in stress, no action that a person is not eligible for.")])
 
-# %% ../../nbs/recommend/dossier.ipynb #97dd97fa
+# %% ../../nbs/recommend/dossier.ipynb #dd29ba6e
 def _data(e: Evidence) -> Section:
     d, held = e.data.decisions, (("learn", e.data.learn), ("choose", e.data.choose.decisions), ("judge", e.data.test.decisions))
     cut = [{"part": name, "decisions": len(x), "people": len(np.unique(x.user_id)), "from": str(x.day.min()), "to": str(x.day.max()), "relevance": float(x.parts[:, 2].mean())} for name, x in held]
@@ -255,8 +306,10 @@ def _data(e: Evidence) -> Section:
         grid(d.answers().select(pl.col("action").str.replace_all("_", " "), "decisions", "propensity", "dismissed", "accepted", "implemented", "relevance"),
              formats={"decisions": ",.0f", "propensity": ".3f"} | dict.fromkeys(("dismissed", "accepted", "implemented", "relevance"), ".0%"), caption="What was advised, and what people answered"),
         text("**Are the logged probabilities true?** Taken with probability p, a decision counts 1/p; over all of them each action must come to 1."),
-        picture(intervals([(_SHORT[r["action"]], r["mean"], r["low"], r["high"]) for r in e.chances.drop_nulls("mean").iter_rows(named=True)], reference=1.0,
-                          alt="Mean of one over the logged probability, by action; one is right", xlabel="mean of 1/p, intervals hold together with 99.9 %"))])
+        *_drawn([(_SHORT[r["action"]], r["mean"], r["low"], r["high"]) for r in e.chances.drop_nulls("mean").iter_rows(named=True)], reference=1.0,
+                alt="Mean of one over the logged probability, by action; one is right", xlabel="mean of 1/p, intervals hold together with 99.9 %"),
+        text("Within segments: " + (f"{len(e.within)} pairs of segment and action were taken by 30 people or more; {len(e.within.filter(~pl.col('agrees')))} of them disagree."
+                                    if e.within is not None and len(e.within) else "too few people to tell."))])
 
 # %% ../../nbs/recommend/dossier.ipynb #bb9c4778
 def _method(e: Evidence) -> Section:
@@ -281,27 +334,30 @@ def _method(e: Evidence) -> Section:
              formats={"decisions": ",.0f"} | dict.fromkeys(("mean", "low", "high"), ".2f") | {"probability": ".0%"}, caption="What the bandit begins with: relevance of each strategy by the log, worth so many answers"),
         grid(actions_table().unique("action", maintain_order=True).select(pl.col("action").str.replace_all("_", " "), "meaning", "strategies"), caption="The twelve actions. Their conditions and every message are in actions.json")])
 
-# %% ../../nbs/recommend/dossier.ipynb #9d713732
+# %% ../../nbs/recommend/dossier.ipynb #dc05d45b
 def _results(e: Evidence) -> Section:
     test = e.data.test.decisions
     differences = [{"against": k, "value": w.value, "low": w.low, "high": w.high} for k, w in e.versus.items()]
     blocks = [
         comparison("Reward a decision", _score(_valued(e)), spec=".3f", differences=differences,
-                   note=f"Doubly robust estimates on {len(test):,} decisions of {len(np.unique(test.user_id)):,} people from {test.day.min()} on, 95 % intervals over people; those of differences hold together. {_refused(e)}"),
+                   note=f"Doubly robust estimates on {len(test):,} decisions of {len(np.unique(test.user_id)):,} people from {test.day.min()} on, 95 % intervals over people. Those of the differences hold together over all rivals, so they are wider than at the gates, where only the gains that decide do. {_refused(e)}"),
         text(_losses(e)),
         comparison("Relevance", _score(e.relevance), spec=".3f", note="The share of decisions whose advice was taken up and not called unhelpful. Doing nothing has none, by definition.")]
     if e.regret:
         rows = [{"name": r["policy"], "value": r["value"], "low": r["low"], "high": r["high"], "role": {"best by the state": "bound", "all-knowing": "bound", SERVED: "ours"}.get(r["policy"], "baseline")}
                 for r in e.regret.rows.iter_rows(named=True)]
-        blocks += [comparison("True relevance", rows, spec=".3f", note="The truth of the population, no estimates. *Best by the state* is the best that can be known from the 35 numbers; *all-knowing* knows each person's own leanings, which no data show."),
+        blocks += [comparison("True relevance", rows, spec=".3f", note="The truth of the population, no estimates. Best by the state: the best that can be known from the 35 numbers. All-knowing: it knows each person's own leanings, which no data show."),
                    text(_estimates_hold(e))]
+    if e.parts is not None:
+        blocks += [grid(e.parts, formats=dict.fromkeys(("more", "low", "high"), "+.3f"), caption="What the gain is made of: how much more there is of each part of the reward, as served, in its own unit; intervals hold together"),
+                   text(_money(e))]
     pivot = [{"segment": r["group"], "against": r["against"], "people": r["people"], "decisions": r["decisions"], "as served": r["value"], "the other": r["other"], "gain": r["gain"], "from": r["low"], "to": r["high"]}
              for r in e.segments.iter_rows(named=True)]
     blocks += [grid(pivot, formats=dict.fromkeys(("people", "decisions"), ",.0f") | dict.fromkeys(("as served", "the other"), ".3f") | dict.fromkeys(("gain", "from", "to"), "+.3f"),
                     caption="By segment, each from its own decisions; intervals hold together over the segments. A dash: too little was logged to tell."), *_champion(e)]
     return Section("results", "", "How much better, than whom, and where not.", blocks)
 
-# %% ../../nbs/recommend/dossier.ipynb #6a7d237a
+# %% ../../nbs/recommend/dossier.ipynb #16b253d6
 def _refused(e: Evidence) -> str:
     """Which policies the log cannot speak about."""
     names = [k for k, v in e.values.values.items() if not v.value]
@@ -317,14 +373,23 @@ def _losses(e: Evidence) -> str:
     return " ".join(said + ([f"No clear difference from {_listed(even)}."] if even else []))
 
 
+def _money(e: Evidence) -> str:
+    """What can be said about people's money, which is not what most of the gain is made of."""
+    rows = e.parts.filter((pl.col("part") == "money") & (pl.col("against") == LOGGED)).row(0, named=True)
+    shown = "More money was kept than with what was done." if rows["low"] > 0 else "Less money was kept than with what was done." if rows["high"] < 0 else "No change of people's money is shown."
+    return f"**Money**: {shown} What was found is that answers are better."
+
+
 def _estimates_hold(e: Evidence) -> str:
     """Whether the estimates agree with the truth."""
     true = dict(e.regret.rows.select("policy", "value").iter_rows())
     both = {k: (w, true[k]) for k, w in e.relevance.items() if k in true}
     inside = [k for k, (w, t) in both.items() if w.low <= t <= w.high]
+    over = sum(w.value > t for w, t in both.values())
     far = max(both, key=lambda k: abs(both[k][0].value - both[k][1]), default=None)
     return (f"**Do the estimates hold?** The true relevance lies within the estimated interval for {len(inside)} of {len(both)} policies"
-            + (f"; the estimate is farthest off for {far}: {both[far][0].value:.3f} where {both[far][1]:.3f} is true." if far else "."))
+            + (f"; the estimate is farthest off for {far}: {both[far][0].value:.3f} where {both[far][1]:.3f} is true." if far else ".")
+            + (f" {over} of {len(both)} estimates are above the truth; they rest on the same answers, so they err together." if both else ""))
 
 
 def _champion(e: Evidence) -> list:
@@ -333,13 +398,14 @@ def _champion(e: Evidence) -> list:
         w = e.versus.get(CHAMPION)
         return [text(f"**Against the champion** `{e.champion}`, served as it is served, with its own segments: " + (f"{_span(w, '+.4f')} a decision." if w else "the log cannot tell."))]
     return [text("No version was serving when this one was trained: it is judged against what was done." if e.parent is None else
-                 f"The champion `{e.parent}` could not be used any more, so nothing could be compared with it.")]
+                 f"The champion `{e.parent}` could not be used any more (damaged, or made for other actions or features), so nothing could be compared with it. A person must decide: "
+                 "`serving.artifacts` promotes a version or rolls back.")]
 
-# %% ../../nbs/recommend/dossier.ipynb #e28332db
+# %% ../../nbs/recommend/dossier.ipynb #42212b38
 def _uncertainty(e: Evidence) -> Section:
     s, v = e.served.support, e.served
     blocks = [text("**Does the log speak about this policy?** " + ("It has enough of what the policy does." if s.supported else "It does not: " + "; ".join(s.reasons) + ".")),
-              numbers({"effective people": f"{s.effective:,.0f}", "largest weight": f"{s.largest_weight:,.3g}", "in one person": _percent(s.largest_share), "never logged": f"{s.missing:.1%}", "mean weight": f"{s.mean_weight:.3f}"},
+              numbers({"effective people": f"{s.effective:,.0f}", "largest weight": f"{s.largest_weight:,.3g}", "in one person": f"{s.largest_share:.1%}".replace("%", " %"), "never logged": f"{s.missing:.1%}", "mean weight": f"{s.mean_weight:.3f}"},
                       {"effective people": f"of {s.units:,}", "in one person": "largest share of all weight", "mean weight": "1 if the log's probabilities are true"}),
               picture(s.picture(), "Overlap of the served policy with the log. Where the weight's bar stands far above the rows' on the right, few rows decide.")]
     if v.value:
@@ -348,9 +414,23 @@ def _uncertainty(e: Evidence) -> Section:
                    text(f"**Which estimator?** {v.why} All of them are shown, since they err in different ways. With 95 % confidence, at any sample size and without "
                         f"large-sample theory, the relevance is over {e.cautious:.3f}; that of what was done is {e.data.test.decisions.parts[:, 2].mean():.3f}. Large-sample theory says {_span(e.relevance[SERVED], '.3f')}.")]
     blocks.append(text("Intervals take people as independent and the logged probabilities as true. They do not know of the choice among alphas and steps: that was made on other decisions, so it does not bias what is shown here."))
+    blocks += _doubted(e)
     return Section("uncertainty", "", "How far the figures can be trusted, and on how much they stand.", blocks)
 
-# %% ../../nbs/recommend/dossier.ipynb #70c53fc0
+# %% ../../nbs/recommend/dossier.ipynb #d50afb41
+def _doubted(e: Evidence) -> list:
+    """What is left of the gain if answers are not believed."""
+    if e.doubt is None:
+        return []
+    rows = [{"yeses not meant": share, "gain": w.value, "low": w.low, "high": w.high} for share, w in e.doubt.left.items()]
+    if e.doubt.breaks is None:
+        said = "Nothing is shown even if every one is." if e.doubt.left and next(iter(e.doubt.left.values())).low <= 0 else "The gain does not hang on them."
+    else:
+        said = f"Up to {_percent(e.doubt.breaks)} of them need not be meant before the gain over what was done is no longer shown."
+    return [text(f"**What if answers are wrong, or a courtesy?** The worst case: yeses to what is served are not meant, all yeses to what was done are. {said}"),
+            grid(rows, formats={"yeses not meant": ".0%"} | dict.fromkeys(("gain", "low", "high"), "+.3f"), caption="Gain over what was done if a share of the yeses to what is served is not believed")]
+
+# %% ../../nbs/recommend/dossier.ipynb #ede62109
 def _sensitivity(e: Evidence) -> Section:
     rows = [(r["change"], r["gain"], r["low"], r["high"]) for r in e.changes.drop_nulls("gain").iter_rows(named=True)]
     formats = dict.fromkeys(("relevance", "money", "goal", "burden", "messages", "same advice"), ".3f") | {"messages": ".0%", "same advice": ".0%"}
@@ -358,10 +438,10 @@ def _sensitivity(e: Evidence) -> Section:
     blocks = [
         picture(intervals(rows, alt="Held-out value after each change less that of the trained network", spec="+.3f", reference=0.0, xlabel="held-out value less that of the trained network")),
         grid(e.changes, formats={"same advice": ".0%"} | dict.fromkeys(("gain", "low", "high"), "+.3f"), caption="One choice changed at a time, judged on the decisions that choices are made by; no strategies, no exploration"),
-        text("**Would other weights choose otherwise?** The network was trained again for each set of weights. *Same advice*: how often it agrees with ours."),
+        text("**Would other weights choose otherwise?** The network was trained again for each set of weights. Same advice: how often it agrees with ours."),
         grid(e.weights, formats=formats, caption="What other weights would choose, and what it would come to: doubly robust estimates on the decisions that judge"),
         grid(e.shares.with_columns(pl.col("action").str.replace_all("_", " ")), formats=dict.fromkeys(names, ".0%"), caption="How often each action is advised"),
-        text("**Does advice reach further than its own weeks?** " + _carried(e))]
+        text("**Does advice reach further than its own weeks?** " + _carried(e)), *_repeated(e)]
     return Section("sensitivity", "", "What other choices would have led to.", [*blocks, *_worth(e)])
 
 
@@ -369,8 +449,19 @@ def _carried(e: Evidence) -> str:
     """What the test of carry-over says."""
     said = [f"taking {name} instead of what was done changes the reward of the *next* decision by {_span(w, '+.3f')}" for name, w in e.carry.items()]
     clear = [name for name, w in e.carry.items() if w.low > 0 or w.high < 0]
-    end = f"For {_listed(clear)} it does: a discount over 0 is worth trying." if clear else "No sign of it, so a decision is judged by its own weeks."
-    return f"{'; '.join(said)}. {end}".capitalize() if said else "Nobody has two decisions, so it cannot be told."
+    end = f"For {_listed(clear)} it does: a discount over 0 is worth trying." if clear else "No such effect is shown, so a decision is judged by its own weeks; effects as small as the intervals cannot be excluded."
+    return f"{'; '.join([said[0][0].upper() + said[0][1:], *said[1:]])}. {end}" if said else "Nobody has two decisions, so it cannot be told."
+
+
+def _repeated(e: Evidence) -> list:
+    """Whether people tire of the same message, as far as the log can tell."""
+    if e.repeats is None:
+        return []
+    shares = e.repeats.shares
+    tired = (f"In the log {e.repeats.seen:,} repeats were taken up {_span(e.repeats.effect, '+.3f')} more often than expected of that message for that person." if e.repeats.effect else
+             f"The log has only {e.repeats.seen:,} repeats: too few to tell whether people tire of them.")
+    return [text(f"**Do people tire of hearing the same?** As served, a message follows itself in {_percent(shares[SERVED])} of cases; in the log, in {_percent(shares[LOGGED])}. {tired} "
+                 "Nobody in the log heard the same for months, so what that does is not known.")]
 
 
 def _worth(e: Evidence) -> list:
@@ -378,21 +469,23 @@ def _worth(e: Evidence) -> list:
     if e.worth is None:
         return []
     idle, rows = e.worth.named(IDLE), e.worth.to_frame()
-    said = f"{len(idle)} of {len(rows)} earn nothing that can be shown: {_listed(n.replace('_', ' ') for n in idle)}. They stay, since the state is one for all models, but could go." if idle else "Every one earns something."
+    alone = (f"{len(e.worth.named(EARNS))} of {len(rows)} earn their place: without them less is told or won. {len(e.worth.named(REPLACEABLE))} tell something that the others tell as well. ")
+    said = alone + (f"{len(idle)} earn nothing that can be shown: {_listed(n.replace('_', ' ') for n in idle)}. They stay, since the state is one for all models, but could go." if idle
+                    else "None is idle by this test.") + " Intervals are of each number by itself: with so many, one or two may look useful by chance."
     keep = ["feature", "verdict", "loss", "loss_low", "loss_high", "value", "value_low", "value_high", "action", "r"]
     sets = e.worth.ablation.to_frame()
     return [text(f"**What is each number worth?** {said}"),
             grid(rows.select(keep), formats=dict.fromkeys(keep[2:8], "+.4f") | {"r": "+.2f"}, caption="What scrambling a number costs on people held out: of the variance of rewards that is told, and of the policy's value; and the action it is most related to"),
             grid(sets, formats=dict.fromkeys((c for c in sets.columns if sets[c].dtype == pl.Float64), "+.4f"), caption="From 17 numbers to 35, group by group, with paired intervals over people")]
 
-# %% ../../nbs/recommend/dossier.ipynb #7c5d57c4
+# %% ../../nbs/recommend/dossier.ipynb #f0224705
 def _groups(e: Evidence) -> Section:
     names = list(e.by_segment)
     table = np.array([e.by_segment[n] for n in names])
     blocks = [picture(heatmap(100 * table.T, [_SHORT[a] for a in ACTION_NAMES], names, alt="How often each action is advised in each segment, per cent", limit=60, spec=".0f", label="per cent of decisions"))]
     if len(e.groups):
         told = e.groups.drop_nulls("relevance")
-        blocks += [text(f"Known here: {_listed(e.groups['characteristic'].unique(maintain_order=True).to_list())}. None of it was used for learning. *Apart*: relevance less that of everybody else; its intervals hold together over all groups."),
+        blocks += [text(f"Known here: {_listed(e.groups['characteristic'].unique(maintain_order=True).to_list())}. None of it was used for learning. Apart: relevance less that of everybody else; its intervals hold together over all groups. {_fair(e)}"),
                    *_drawn([(f"{r['characteristic']}: {r['group']} ({r['people']:,})", r["relevance"], r["low"], r["high"]) for r in told.iter_rows(named=True)], alt="Relevance of what is served, by group of people", spec=".2f", xlabel="relevance, as served"),
                    grid(e.groups, formats={"people": ",.0f", "decisions": ",.0f", "messages": ".0%", "stress": ".0%"} | dict.fromkeys(("done", "relevance", "low", "high"), ".2f") | dict.fromkeys(("apart", "apart_low", "apart_high"), "+.2f"),
                         caption="Groups of at least 20 people; a dash: too few to tell")]
@@ -400,14 +493,28 @@ def _groups(e: Evidence) -> Section:
         blocks.append(text("Nothing is known about age, household or income of these people, so no comparison between groups can be made."))
     return Section("groups", "", "Who is advised what, and whether groups of people are served alike.", blocks)
 
-# %% ../../nbs/recommend/dossier.ipynb #371cff9b
+# %% ../../nbs/recommend/dossier.ipynb #6bc40e23
+def _fair(e: Evidence) -> str:
+    """Whether a group is worse off, and how large a difference could have been missed."""
+    told = e.groups.drop_nulls("apart")
+    if not len(told):
+        return "Too few people are in any group to compare."
+    worse, missed = told.filter(pl.col("apart_high") < 0), told.sort("apart_low").row(0, named=True)
+    shown = f"Less relevant: {_listed(f'{c} {g}' for c, g in worse.select('characteristic', 'group').iter_rows())}. " if len(worse) else "No group is shown to be worse off. "
+    return shown + f"That is not equality: for {missed['characteristic']} {missed['group']} ({missed['people']:,} people) a relevance lower by {-min(missed['apart_low'], 0):.2f} cannot be excluded."
+
+# %% ../../nbs/recommend/dossier.ipynb #ad790656
 def _limits(e: Evidence) -> Section:
     said = ["That advice was taken up and called helpful is not that it helped: what people's money did in four weeks is part of the reward, but noisy, and no long-run good was measured.",
             "The log tells of advice as it was worded then. New words are new advice.",
             "The people are those of the log. Whoever joins later may differ; the sensitivity section shows what happens with people never seen.",
             "The bandit goes on learning after this report. What it will choose later is not judged here; that it knows nothing is, and the limits hold whatever it learns.",
             "Advice given to one person is taken to leave others alone: households that share accounts are not seen as such.",
-            "An answer may be a courtesy. Nothing here can tell a courteous yes from a real one."]
+            "An answer may be a courtesy. Nothing here can tell a courteous yes from a real one; the section on uncertainty says how many of them the gain can bear.",
+            "One decision is changed at a time, those around it are as logged. What comes of giving the same advice for months, week after week, was never logged: people may tire of it.",
+            f"Decisions of a person come more often than their outcomes end ({e.data.decisions.horizon} days), so money and goals of several share the same weeks. That adds noise to each, and none is a measure of one message alone.",
+            "No worse than silence is a low bar. Segments that are not shown to be better than rules are named among the findings.",
+            "Answers that came within the right time but are wrong, and probabilities that are wrong but right on average in every segment, would not be noticed."]
     if e.regret:
         said.append("These people are made up. Advice has no effect on their money, only on their answers: the money and goal parts are noise here, and what is shown is that the method finds what was planted, not that real people answer so.")
         said.append("Their answers follow their traits, and the 35 numbers see traits well. With real people expect less.")
@@ -416,12 +523,12 @@ def _limits(e: Evidence) -> Section:
 
 
 def _monitoring(e: Evidence) -> Section:
-    relevance = "–" if SERVED not in e.relevance else f"{e.relevance[SERVED].value:.2f}"
-    rows = [("Relevance of served advice, weekly", relevance, "below the interval of this report for two weeks"), ("Share dismissed", f"{(e.data.test.decisions.response == 2).mean():.0%} in the log", "5 points more"),
+    relevance = "–" if SERVED not in e.relevance else _span(e.relevance[SERVED], ".2f")
+    rows = [("Relevance of served advice, weekly", relevance, "below this interval for two weeks"), ("Share dismissed", f"{(e.data.test.decisions.response == 2).mean():.0%} in the log", "5 points more"),
             ("Share of messages", _percent(1 - e.policies[SERVED][:, 0].mean()), "10 points off"), ("Mean of 1/p by action", "1", "an interval without 1: what is logged is not what is drawn"),
-            ("People in stress", _percent(e.data.test.stressed.mean()), "a share that doubles"), ("Stood in by 17 numbers or rules", "0", "any for more than an hour"), ("Segments and groups", "this report", "relevance of one falls out of its interval")]
+            ("The same message again", _percent(e.repeats.shares[SERVED]) if e.repeats else "–", "relevance falls with the number of repeats"), ("People in stress", _percent(e.data.test.stressed.mean()), "a share that doubles"), ("Stood in by 17 numbers or rules", "0", "any for more than an hour"), ("Segments and groups", "this report", "relevance of one falls out of its interval")]
     return Section("monitoring", "", "What to watch while it serves, and when to act.", [
-        grid([dict(zip(("watch", "today", "retrain or look into it when"), r, strict=True)) for r in rows]), text("Rolling back is one command, and rules take over when no version is left.")])
+        grid([dict(zip(("watch", "today", "retrain or look into it when"), r, strict=True)) for r in rows]), text("Rolling back is one call (`serving.artifacts.rollback`), and rules take over when no version is left.")])
 
 
 def _reproduce(e: Evidence) -> Section:

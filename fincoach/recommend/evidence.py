@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['Chances', 'NOTHING', 'LOGGED', 'RULES', 'SERVED', 'PartModel', 'Held', 'strategy_chances', 'served_policy',
            'plain_policies', 'greedy', 'ModelEvaluator', 'by_group', 'segments_in', 'by_band', 'relative_gain',
-           'logged_chances', 'carry_over', 'Replay', 'local_moments', 'limited', 'replay', 'choices', 'agreement']
+           'logged_chances', 'chances_within', 'carry_over', 'Repeats', 'repeats', 'by_part', 'Doubt', 'doubt',
+           'Replay', 'local_moments', 'limited', 'replay', 'choices', 'agreement']
 
-# %% ../../nbs/recommend/evidence.ipynb #ab745939
+# %% ../../nbs/recommend/evidence.ipynb #30af8a21
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from statistics import NormalDist
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -273,6 +275,25 @@ def logged_chances(decisions: Decisions, level: float = 0.999, seed: int = 0) ->
     schema = {"action": pl.String, "taken": pl.Int64, "least": pl.Float64, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64, "agrees": pl.Boolean}
     return pl.DataFrame(rows, schema=schema)
 
+# %% ../../nbs/recommend/evidence.ipynb #1620f284
+def chances_within(decisions: Decisions, groups: Mapping[str, np.ndarray], level: float = 0.999, at_least: int = 30) -> pl.DataFrame:
+    """Rows (group, action) taken by `at_least` people: mean of 1/p within the group (1 if the log is true) with an interval; all hold together with `level`."""
+    people, at = np.unique(decisions.user_id, return_inverse=True)
+    rows = []
+    for group, mask in groups.items():
+        size = np.bincount(at[mask], minlength=len(people))
+        for a, name in enumerate(decisions.actions):
+            taken = mask & (decisions.action == a)
+            if len(np.unique(at[taken])) < at_least:
+                continue
+            total = np.bincount(at[taken], 1 / decisions.propensity[taken], len(people))
+            mean = total.sum() / size.sum()
+            rows.append((group, name, int(taken.sum()), mean, float(np.sqrt(((total - mean * size) ** 2).sum()) / size.sum())))
+    bound = NormalDist().inv_cdf(1 - (1 - level) / 2 / max(len(rows), 1))
+    schema = {"group": pl.String, "action": pl.String, "taken": pl.Int64, "mean": pl.Float64, "error": pl.Float64}
+    found = pl.DataFrame(rows, schema=schema, orient="row").with_columns(low=pl.col("mean") - bound * pl.col("error"), high=pl.col("mean") + bound * pl.col("error"))
+    return found.with_columns(agrees=pl.col("low").le(1) & pl.col("high").ge(1))
+
 # %% ../../nbs/recommend/evidence.ipynb #1a670ff8
 def carry_over(e: ModelEvaluator, policy: np.ndarray) -> Worth | None:
     """How much a decision taken by `policy` instead of as logged adds to the reward of the person's next decision; None where nothing follows."""
@@ -283,6 +304,66 @@ def carry_over(e: ModelEvaluator, policy: np.ndarray) -> Worth | None:
     after = e.log.rewards[d.next[rows]]
     weights = importance_weights(d.action, d.propensity, policy)[rows]
     return difference(Terms(weights * after, weights), Terms(after, np.ones(len(rows))), d.user_id[rows], e.level, e.draws, e.seed)
+
+# %% ../../nbs/recommend/evidence.ipynb #ebaafb9e
+@dataclass(frozen=True)
+class Repeats:
+    """How often a message follows itself, by policy; and in the log: how many did, and how much more relevant they were than others, the guess taken off."""
+
+    shares: dict[str, float]
+    seen: int
+    effect: Worth | None
+
+
+def repeats(held: Held, policies: Mapping[str, np.ndarray | None], level: float = 0.95, draws: int = 1000, seed: int = 0) -> Repeats:
+    """Whether a person's next message is the same again, by policy (None: as logged); people decide independently of what they were told before."""
+    d = held.decisions
+    rows = np.flatnonzero(d.next >= 0)
+    after = d.next[rows]
+    same = (d.action[rows] == d.action[after]) & (d.action[after] > 0)
+    shares = {k: float(same.mean() if p is None else (p[rows] * p[after])[:, 1:].sum(1).mean()) if len(rows) else 0.0 for k, p in policies.items()}
+    told = d.action[after] > 0
+    same, after, people = same[told], after[told], d.user_id[rows][told]
+    if min(len(np.unique(people[same])), len(np.unique(people[~same]))) < 20:
+        return Repeats(shares, int(same.sum()), None)
+    surprise = d.parts[after, PARTS.index("engagement")] - held.guessed[after, d.action[after], PARTS.index("engagement")]
+    one, other = (Terms(surprise * m, m.astype(float)) for m in (same, ~same))
+    return Repeats(shares, int(same.sum()), difference(one, other, people, level, draws, seed))
+
+# %% ../../nbs/recommend/evidence.ipynb #5ec9a860
+def by_part(held: Held, policy: np.ndarray, against: Mapping[str, np.ndarray | None], level: float = 0.95, draws: int = 1000, seed: int = 0) -> pl.DataFrame:
+    """One row a part of the reward and policy `against` (None: what was done): how much more of it there is, with intervals that hold together over all rows."""
+    rows, level = [], 1 - (1 - level) / (len(PARTS) * max(len(against), 1))
+    for part in PARTS:
+        e = ModelEvaluator(held, MultiObjectiveReward(**{n: float(n == part) for n in PARTS}), level, draws, seed)
+        for name, other in against.items():
+            w = e.gain(policy, other)
+            ends = (-w.value, -w.high, -w.low) if part == "burden" else (w.value, w.low, w.high)
+            rows.append((part, name, *ends))
+    return pl.DataFrame(rows, schema={"part": pl.String, "against": pl.String, "more": pl.Float64, "low": pl.Float64, "high": pl.Float64}, orient="row")
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What is left of a gain when a share of the yeses to the policy is not believed, and the share from which on nothing is shown (None: never, or from the start)."""
+
+    left: dict[float, Worth]
+    breaks: float | None
+
+
+def doubt(e: ModelEvaluator, policy: np.ndarray, other: np.ndarray | None = None, shares=(0.0, 0.1, 0.25, 0.5)) -> Doubt:
+    """The gain of a policy if the given shares of the yeses to it, and to it alone, were not meant."""
+    whole, rest, people = e.terms(policy), e.terms(other), e.held.decisions.user_id
+    answers = ModelEvaluator(e.held, MultiObjectiveReward(0, 0, 1, 0)).terms(policy).top * e.reward.engagement
+    def left(share: float) -> Worth:
+        return difference(Terms(whole.top - share * answers, whole.bottom), rest, people, e.level, e.draws, e.seed)
+    found, low, high = {s: left(s) for s in shares}, 0.0, 1.0
+    if left(0.0).low <= 0 or left(1.0).low > 0:
+        return Doubt(found, None)
+    for _ in range(7):
+        middle = (low + high) / 2
+        low, high = (middle, high) if left(middle).low > 0 else (low, middle)
+    return Doubt(found, low)
 
 # %% ../../nbs/recommend/evidence.ipynb #5eb1960b
 @dataclass(frozen=True)

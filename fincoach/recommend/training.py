@@ -8,7 +8,7 @@ __all__ = ['HORIZON', 'ALPHAS', 'CUTS', 'BEST_WIDE', 'BEST_NARROW', 'Recipe', 'D
            'network_gap', 'probability_gap', 'sensitivity', 'other_weights', 'examine', 'TrainedRecommendation',
            'finish', 'train_recommendation']
 
-# %% ../../nbs/recommend/training.ipynb #8ab65e18
+# %% ../../nbs/recommend/training.ipynb #98f3b07f
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 import polars as pl
+from threadpoolctl import threadpool_limits
 
 from ..data.validate import day_ends
 from ..evaluate.lineage import NotEnoughData, bands, leak_audit, version_name
@@ -26,8 +27,8 @@ from .cql import CQLConfig, SegmentAwareTrainer, TrainedQ, best_of, clone_behavi
 from .decisions import Decisions, read_decisions
 from .dossier import CHAMPION, EVEN, Evidence, files_of, manifest_of, write_report
 from fincoach.recommend.evidence import (
-    LOGGED, NOTHING, RULES, SERVED, Held, ModelEvaluator, PartModel, agreement, by_band, by_group, carry_over, choices, greedy, limited,
-    logged_chances, plain_policies, relative_gain, replay, segments_in, served_policy,
+    LOGGED, NOTHING, RULES, SERVED, Held, ModelEvaluator, PartModel, agreement, by_band, by_group, by_part, carry_over, chances_within, choices, doubt, greedy, limited,
+    logged_chances, plain_policies, relative_gain, repeats, replay, segments_in, served_policy,
 )
 from .ope import Worth, importance_weights, lower_bound, worths
 from .oracle import learnable, regret, true_relevance
@@ -101,7 +102,7 @@ class Recipe:
         """Plain values, for JSON."""
         return asdict(self) | {"as_of": self.as_of.isoformat()}
 
-# %% ../../nbs/recommend/training.ipynb #4ca722c5
+# %% ../../nbs/recommend/training.ipynb #9fb5dbf4
 @dataclass(frozen=True)
 class Data:
     """What is learned from: all mature decisions, those to `learn` from, and two sets `Held` back: to `choose` by, and the `test`."""
@@ -139,6 +140,8 @@ def _cut(decisions: Decisions) -> tuple[Decisions, Decisions, Decisions]:
         if len(part) < 100 or len(np.unique(part.user_id)) < 20:
             raise NotEnoughData(f"the log from {decisions.day.min()} to {decisions.day.max()} leaves {len(part)} decisions to {what} when {HORIZON} days are "
                                 "kept free around each cut: log for longer")
+        if not part.parts[:, PARTS.index("engagement")].any():
+            raise NotEnoughData(f"of the {len(part):,} decisions to {what} not one was taken up within {HORIZON} days: look at when answers were received, and at the findings of the log")
     return learn, choose, test
 
 # %% ../../nbs/recommend/training.ipynb #92a5e54d
@@ -362,7 +365,7 @@ def other_weights(fitted: Fitted, data: Data, recipe: Recipe) -> tuple[pl.DataFr
                     "messages": float(1 - policies[name][:, 0].mean()), "same advice": agreement(policies[name], policies["as set"])})
     return pl.DataFrame(rows), policies
 
-# %% ../../nbs/recommend/training.ipynb #9c977839
+# %% ../../nbs/recommend/training.ipynb #61882aec
 def examine(snapshot, data: Data, fitted: Fitted, recipe: Recipe, segmentation: SegmentationParameters, truth=None, parent: str | None = None,
             champion: Artifact | None = None, findings=(), say: Callable[[str], None] = lambda text: None) -> Evidence:
     """All the evidence on what was trained; `say` hears of each step."""
@@ -392,9 +395,11 @@ def examine(snapshot, data: Data, fitted: Fitted, recipe: Recipe, segmentation: 
         {name: policies[SERVED][rows].mean(0) for name, rows in segments_in(d).items()}, weights, logged_chances(data.decisions, seed=recipe.seed),
         {k: w for k in (SERVED, NOTHING) if values.values[k].value and (w := carry_over(judge, policies[k]))}, again,
         probability_gap(fitted.wide, fitted.chances, policies[SERVED], test, recipe.explore), network_gap(fitted.wide, test.states), changes, tuple(findings),
-        _regret(truth, test, policies, recipe) if truth else None, worth, champion.version if CHAMPION in policies else None, parent)
+        _regret(truth, test, policies, recipe) if truth else None, worth, champion.version if CHAMPION in policies else None, parent,
+        chances_within(data.decisions, segments_in(data.decisions)), _parts(test, policies, values, recipe.seed),
+        repeats(test, {LOGGED: None, SERVED: policies[SERVED]}, seed=recipe.seed), doubt(judge, policies[SERVED]) if values.values[SERVED].value else None)
 
-# %% ../../nbs/recommend/training.ipynb #a30a0451
+# %% ../../nbs/recommend/training.ipynb #7ceca5d6
 def _gains(judge: ModelEvaluator, policies: dict[str, np.ndarray], parent: str | None):
     """Every policy's value, the gains that decide, and the differences of what is served to every other policy."""
     values = judge.compare(policies)
@@ -411,6 +416,12 @@ def _more(test: Held, policies, values) -> dict[str, Worth]:
     """How much more relevant what is served is than what was done, and than rules."""
     able = [k for k in (LOGGED, RULES) if values.values[SERVED].value and (k == LOGGED or values.values[k].value)]
     return {k: relative_gain(test, policies[SERVED], policies.get(k)) for k in able}
+
+
+def _parts(test: Held, policies, values, seed: int) -> pl.DataFrame | None:
+    """What the gain over what was done and over rules is made of; None where the log cannot speak about what is served."""
+    against = {LOGGED: None} | {k: policies[k] for k in (RULES,) if values.values[k].value}
+    return by_part(test, policies[SERVED], against, seed=seed) if values.values[SERVED].value else None
 
 
 def _relevance(test: Held, policies, values) -> dict[str, Worth]:
@@ -438,7 +449,8 @@ def _worth_of(data: Data, recipe: Recipe, at_most: int = 10_000):
 def _regret(truth, test: Held, policies, recipe: Recipe):
     """The true relevance of every policy, and how far it is from the best."""
     true = true_relevance(truth, test.decisions)
-    told = learnable(test.states, true, test.decisions.user_id, seed=recipe.seed)
+    with threadpool_limits(1):  # many small fits: threads that wait for each other cost more than they do
+        told = learnable(test.states, true, test.decisions.user_id, seed=recipe.seed)
     return regret(true, test.decisions.action, test.decisions.user_id, {k: p for k, p in policies.items() if k != NOTHING}, told, test.allowed)
 
 # %% ../../nbs/recommend/training.ipynb #0705a10f
