@@ -272,6 +272,13 @@ def test_answers_are_told_by_action():
 # --- bad input ---
 
 
+def test_the_cards_table_fits_a_notebook():
+    """Four columns: each answer's share is in the picture below, and the last column must not be cut off."""
+    page = read([(1, 1, 600, "save_more", 0.5, "x")], [(1, 1, 700, "accepted", None)])._repr_html_()
+    assert [h.split(">")[-1] for h in page.split("<thead>")[1].split("</thead>")[0].split("</th")[:-1]] == ["Action", "Decisions", "Propensity", "Relevance"]
+    assert "100%" in page
+
+
 def test_rows_set_aside_are_counted_with_examples_and_advice():
     log = [
         (1, 1, 600, "save_more", 0.5, "x"), (2, 1, 600, "save_mroe", 0.5, "x"), (3, 1, 600, "pay_debt", 0.0, "x"), (4, 1, 600, "pay_debt", NAN, "x"),

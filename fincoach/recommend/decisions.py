@@ -303,7 +303,7 @@ class Decisions(_Rows):
         """Actions and answers, and what was set aside."""
         return _card(self)
 
-# %% ../../nbs/recommend/decisions.ipynb #dd409019
+# %% ../../nbs/recommend/decisions.ipynb #2a64c6a7
 _COLOURS = dict(zip(reversed(ANSWERS[1:]), ("#0b5c9e", "#7fb2d9", "#d55e00", "#d9dde2"), strict=True))  # taken up in blue, refused in orange
 
 
@@ -326,7 +326,7 @@ def _card(x: Decisions) -> Html:
     answers = x.answers()
     key = {"decisions": len(x), "people": len(np.unique(x.user_id)), "still waiting": x.waiting,
            "from": str(x.day.min()) if len(x) else "–", "to": str(x.day.max()) if len(x) else "–"}
-    parts = [facts(key), table(answers, formats={"propensity": ".3f"} | dict.fromkeys((*ANSWERS[1:], "relevance"), ".0%"), bars=["decisions"])]
+    parts = [facts(key), table(answers, ["action", "decisions", "propensity", "relevance"], {"propensity": ".3f", "relevance": ".0%"}, bars=["decisions"])]
     bars = {r["action"].replace("_", " "): {a: r[a] for a in reversed(ANSWERS[1:])} for r in answers.to_dicts() if r["ignored"] is not None}
     if bars:
         parts.append(shares(bars, "shares of answers to each action", colours=_COLOURS, caption=f"What people answered within {x.horizon} days, action by action."))
