@@ -388,7 +388,7 @@ def test_nothing_is_tried_out_on_people_in_stress(shared, world):
     for i in stressed[:6].tolist():
         f = _facts(shared.engine, i + 1, MORNING, "UTC")
         for k in range(40):
-            d, segment, *_ = shared._propose(shared._loaded, f, MORNING + timedelta(minutes=k))
+            d, segment, _ = shared._propose(shared._loaded, f, MORNING + timedelta(minutes=k))
             assert d.strategy != "aggressive"
             assert (d.propensity, d.strategy_propensity) == (1.0, 1.0)
             q, may = _scorer(shared._loaded, shared._loaded.brains[0], segment, d.strategy)(f.x[None])
@@ -404,7 +404,7 @@ def test_reasons_are_exact_differences_and_changes_change_it(shared, world):
     wide = Network(world.files[WIDE], 35, 12)
     for u in range(1, 13):
         f = _facts(shared.engine, u, MORNING, "UTC")
-        d, segment, *_ = shared._propose(shared._loaded, f, MORNING)
+        d, segment, _ = shared._propose(shared._loaded, f, MORNING)
         e = _explain(shared._loaded, shared._loaded.brains[0], f.x, segment, d.strategy, d.action, "EUR")
 
         def values(x):
@@ -714,7 +714,7 @@ def test_versions_change_under_way_and_no_answer_mixes_two(world, shared, tmp_pa
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for t in threads:
         t.start()
-    for i in range(12):
+    for i in range(6):
         promote(tmp_path / "a", "recommendation", ("second", "first")[i % 2])
         service.load_enhanced_models()
     stop.set()

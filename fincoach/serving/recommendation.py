@@ -343,7 +343,7 @@ def _changes(flips: tuple[Flip, ...], x: np.ndarray, currency: str) -> tuple[Cha
                         f"{plain_phrase(NAMES[f.feature], f.to, currency)} (now {plain_value(NAMES[f.feature], x[f.feature], currency)})")
                  for f in flips)
 
-# %% ../../nbs/serving/recommendation.ipynb #79197629
+# %% ../../nbs/serving/recommendation.ipynb #726d2629
 class _Explanation(NamedTuple):
     """Everything about how an action came about."""
 
@@ -360,10 +360,16 @@ def _plainly(q: np.ndarray, allowed: np.ndarray, best: int) -> _Explanation:
     return _Explanation(dict(zip(ACTION_NAMES, q.tolist(), strict=True)), tuple(n for n, ok in zip(ACTION_NAMES, allowed, strict=True) if ok), best)
 
 
-def _explain(loaded: _Loaded, brain: Brain, x: np.ndarray, segment: int, strategy: str, action: int, currency: str) -> _Explanation:
-    """Why `action` was taken under a strategy; no reasons where it was tried out, or where nothing else was allowed."""
+def _explain(loaded: _Loaded, brain: Brain, x: np.ndarray, segment: int, strategy: str, action: int, currency: str, valued: _Valued | None = None) -> _Explanation:
+    """Why `action` was taken under a strategy; no reasons where it was tried out, or where nothing else was allowed.
+
+    `valued` spares the question what the actions are worth, when a network has just answered it.
+    """
     score = _scorer(loaded, brain, segment, strategy)
-    q, allowed = (a[0] for a in score(x[None]))
+    if valued is not None and valued.brain is brain is not RULES:
+        q, allowed = valued.q[0], valued.allowed[0] & strategy_mask([segment])[0, STRATEGY_NAMES.index(strategy)]
+    else:
+        q, allowed = (a[0] for a in score(x[None]))
     told = _plainly(q, allowed, int(best_action(q[None], allowed[None])[0]))
     rest = allowed & (np.arange(len(q)) != action)
     if action != told.best or not rest.any():
@@ -532,20 +538,20 @@ def _said(action: str, strategy: str, x: np.ndarray, currency: str, categories=(
     except ValueError as e:
         raise ServiceError(f"no words can be found for {action}: {e}") from None
 
-# %% ../../nbs/serving/recommendation.ipynb #27dbd79c
-def _answer(loaded: _Loaded, f: PersonFacts, stored: _Stored, said, stressed: bool, held: str, repeated: bool, warnings: list[str]) -> CoachingRecommendation:
+# %% ../../nbs/serving/recommendation.ipynb #2eabd683
+def _answer(loaded: _Loaded, f: PersonFacts, stored: _Stored, said, valued: _Valued, held: str, repeated: bool, warnings: list[str]) -> CoachingRecommendation:
     """The answer for a stored decision, with reasons if they can still be known; `said` are its words, None if they are to be found again."""
     d = stored.decision
     brain = next((b for b in loaded.brains if b.name == d.served_by), None)
     alike = stored.state_hash == state_hash(f.x, stored.segment_id)
     same, told = alike and stored.model_version == loaded.version, None
     if same and brain:
-        told = _explain(loaded, brain, f.x, stored.segment_id, d.strategy, d.action, f.currency)
+        told = _explain(loaded, brain, f.x, stored.segment_id, d.strategy, d.action, f.currency, valued)
     if alike and said is None:
         said = _said(stored.action, d.strategy, f.x, f.currency, f.categories)
     if repeated and not same:
         warnings = [*warnings, "decided earlier, with another version or other data: the reasons are not at hand any more"]
-    return _filled(f, stored, d, told, said, held, stressed, repeated, warnings)
+    return _filled(f, stored, d, told, said, held, valued.stressed, repeated, warnings)
 
 
 def _filled(f: PersonFacts, stored: _Stored, d: Decision, told: _Explanation | None, said, held: str, stressed: bool, repeated: bool, warnings) -> CoachingRecommendation:
@@ -713,7 +719,7 @@ class LoadedModels(NamedTuple):
     model_version: str
     warnings: tuple[str, ...]
 
-# %% ../../nbs/serving/recommendation.ipynb #108e859c
+# %% ../../nbs/serving/recommendation.ipynb #2acdcb1c
 class _Asking:
     """The half of the service that decides."""
 
@@ -757,16 +763,16 @@ class _Asking:
             context = seen.values
         return _counted(loaded.bandit_of(segment), self.engine, segment).probabilities(segment, context, stressed, at)
 
-    def _propose(self, loaded: _Loaded, f: PersonFacts, at: datetime) -> tuple[Decision, int, list[str], bool]:
-        """What would be decided if no limit forbade it, the segment, what has to be said about it, and whether the person is short of money."""
+    def _propose(self, loaded: _Loaded, f: PersonFacts, at: datetime) -> tuple[Decision, int, _Valued]:
+        """What would be decided if no limit forbade it, the segment, and what it stands on."""
         segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
-        brain, q, allowed, said, stressed = _valued(loaded, f.x, segment, f.rows)
+        brain, q, allowed, _, stressed = valued = _valued(loaded, f.x, segment, f.rows)
         draw = tuple(uniform(f.user_id, at.isoformat(), loaded.version, step) for step in ("strategy", "action"))
         if brain is RULES:
             d = decide(q[0], allowed[0], segment, stressed, {STRATEGY_NAMES[_OPEN]: 1.0}, 0.0, draw, brain.name)
-            return d._replace(strategy_propensity=None), segment, said, stressed
+            return d._replace(strategy_propensity=None), segment, valued
         chances = self._chances(loaded, f.x, segment, stressed, at)
-        return decide(q[0], allowed[0], segment, stressed, chances, self._limits_of(loaded).explore, draw, brain.name), segment, said, stressed
+        return decide(q[0], allowed[0], segment, stressed, chances, self._limits_of(loaded).explore, draw, brain.name), segment, valued
 
 # %% ../../nbs/serving/recommendation.ipynb #5b94d840
 class _Learning(_Asking):
@@ -813,7 +819,7 @@ def _from_state(state) -> tuple[np.ndarray, int, bool]:
     places = np.flatnonzero(values[BASE : BASE + len(SEGMENTS)])
     return values[_FROM_WIDE], int(places[0]) if len(places) == 1 else -1, True
 
-# %% ../../nbs/serving/recommendation.ipynb #0e40451d
+# %% ../../nbs/serving/recommendation.ipynb #6b812bb2
 class EnhancedCQLModelService(_Learning):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
@@ -831,7 +837,7 @@ class EnhancedCQLModelService(_Learning):
         at, loaded = _moment(at), self._loaded
         request_id = _request(request_id, at)
         f = _facts(self.engine, user_id, at, _zone(self.engine, user_id))
-        decision, segment, said, stressed = self._propose(loaded, f, at)
+        decision, segment, valued = self._propose(loaded, f, at)
         words = None
 
         def fresh(held: str) -> _Stored:
@@ -843,11 +849,12 @@ class EnhancedCQLModelService(_Learning):
         stored, held, repeated, later = _store(self.engine, user_id, request_id, at, self._limits_of(loaded), f.local, fresh)
         if repeated and stored.decided_at != at:
             f = _facts(self.engine, user_id, stored.decided_at, f.local.tzinfo.key)
-            _, _, said, stressed = self._propose(loaded, f, stored.decided_at)
+            valued = self._propose(loaded, f, stored.decided_at)[2]
+        said = valued.said
         if later and not repeated:
             said = [*said, f"messages dated after this moment count towards the limit ({later}): was a clock wrong?"]
         held = held if stored.served_by == "limits" else ""  # a message that was sent is itself counted when asked again
-        return _answer(loaded, f, stored, words, stressed, held, repeated, [*loaded.warnings, *said])
+        return _answer(loaded, f, stored, words, valued, held, repeated, [*loaded.warnings, *said])
 
     def get_recommendation(self, state, currency: str | None = None, explain: bool = False) -> CoachingRecommendation:
         """The best allowed action for a state of 17 numbers, or of 35: nothing is drawn, nothing is stored.
