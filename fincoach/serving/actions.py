@@ -164,7 +164,7 @@ def round_down(minor: float, digits: float = 1.5) -> int:
     step = max(power // 2 if digits == 1.5 or whole >= 5 * power else power // 10, 1)
     return whole // step * step
 
-# %% ../../nbs/serving/actions.ipynb #289844ee
+# %% ../../nbs/serving/actions.ipynb #08bf7664
 def _amount(rule: Amount | None, facts: dict, scale: float, currency: str) -> int | None:
     """The amount of a rule in minor units; None when it cannot be known, is too small to name, or there is no rule."""
     if rule is None:
@@ -174,7 +174,7 @@ def _amount(rule: Amount | None, facts: dict, scale: float, currency: str) -> in
     limits = {name: facts.get(name, math.nan) * (1 if name == "reserve" else weeks) * factor for name, factor in rule.within}
     if "reserve" in limits and math.isnan(limits["reserve"]):
         del limits["reserve"]
-    least = 0.01 * facts.get("spending_weekly", math.nan) * weeks
+    least = 0.02 * facts.get("spending_weekly", math.nan) * weeks
     if any(map(math.isnan, (wanted, *limits.values()))) or (most := min(wanted, *limits.values(), math.inf)) < (0 if math.isnan(least) else least):
         return None
     return round_down(most * 10 ** decimals(currency), 2 if rule.fixed else 1.5) or None
