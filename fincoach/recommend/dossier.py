@@ -430,7 +430,7 @@ def _doubted(e: Evidence) -> list:
     return [text(f"**What if answers are wrong, or a courtesy?** The worst case: yeses to what is served are not meant, all yeses to what was done are. {said}"),
             grid(rows, formats={"yeses not meant": ".0%"} | dict.fromkeys(("gain", "low", "high"), "+.3f"), caption="Gain over what was done if a share of the yeses to what is served is not believed")]
 
-# %% ../../nbs/recommend/dossier.ipynb #ede62109
+# %% ../../nbs/recommend/dossier.ipynb #70420632
 def _sensitivity(e: Evidence) -> Section:
     rows = [(r["change"], r["gain"], r["low"], r["high"]) for r in e.changes.drop_nulls("gain").iter_rows(named=True)]
     formats = dict.fromkeys(("relevance", "money", "goal", "burden", "messages", "same advice"), ".3f") | {"messages": ".0%", "same advice": ".0%"}
@@ -447,7 +447,7 @@ def _sensitivity(e: Evidence) -> Section:
 
 def _carried(e: Evidence) -> str:
     """What the test of carry-over says."""
-    said = [f"taking {name} instead of what was done changes the reward of the *next* decision by {_span(w, '+.3f')}" for name, w in e.carry.items()]
+    said = [f"taking {name} instead of what was done changes the reward of the next decision by {_span(w, '+.3f')}" for name, w in e.carry.items()]
     clear = [name for name, w in e.carry.items() if w.low > 0 or w.high < 0]
     end = f"For {_listed(clear)} it does: a discount over 0 is worth trying." if clear else "No such effect is shown, so a decision is judged by its own weeks; effects as small as the intervals cannot be excluded."
     return f"{'; '.join([said[0][0].upper() + said[0][1:], *said[1:]])}. {end}" if said else "Nobody has two decisions, so it cannot be told."
