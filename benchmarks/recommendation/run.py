@@ -150,6 +150,33 @@ def serve(folder: str, url: str, morning: str, people: str, times: str) -> None:
                       "first": first.served_by}))  # fmt: skip
 
 
+def floor(url: str, morning: str, people: str, times: str) -> None:
+    """What SQLite alone takes for the two things that no decision can do without, with the settings that FinCoach uses: read and insert."""
+    import sqlite3
+
+    from fincoach.data.database import _ROWS, connect
+    from fincoach.data.tables import to_micros
+
+    raw, end, n, k = connect(url).raw_connection().driver_connection, to_micros(datetime.fromisoformat(morning)), int(people), int(times)
+    durable = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    durable.execute("PRAGMA synchronous=FULL")
+    for connection in (raw, durable):
+        connection.execute("CREATE TABLE IF NOT EXISTS floor (id INTEGER PRIMARY KEY, at INTEGER, words TEXT)")
+    assert raw.execute("PRAGMA journal_mode").fetchone()[0] == durable.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+    def insert(connection, i):
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO floor (at, words) VALUES (?, ?)", (i, "x" * 300))
+        connection.execute("COMMIT")
+
+    ways = {
+        "bare indexed read of a person's rows, SQLite": timed(lambda i: raw.execute(_ROWS, (i % n + 1, "EUR", end)).fetchall(), k),
+        "bare insert, committed as FinCoach does, SQLite": timed(lambda i: insert(raw, i), k),
+        "bare insert, synced to the disk, SQLite": timed(lambda i: insert(durable, i), k),
+    }
+    print(json.dumps({"ways": ways}))
+
+
 def torch_eager(folder: str, times: str) -> None:
     """What serving the researcher's network would cost in PyTorch: import, load, one row at a time (the network alone)."""
     begin = time.perf_counter()
@@ -207,7 +234,8 @@ def main(people: int, days: int, times: int, runs: int) -> None:
         words = (morning.isoformat(), people, times)
         measured = {}
         for i in range(runs):  # interleaved: what disturbs one disturbs all
-            some = {"service": fresh("serve", folder, stocked(f"sqlite:///{folder}/people-{i}.db", frames), *words),
+            url = stocked(f"sqlite:///{folder}/people-{i}.db", frames)
+            some = {"service": fresh("serve", folder, url, *words), "SQLite alone": fresh("floor", url, *words),
                     "onnxruntime": fresh("onnx_alone", folder, times), "PyTorch": fresh("torch_eager", folder, times)}  # fmt: skip
             if postgres := server(folder / f"postgres-{i}"):
                 some["service on PostgreSQL"] = fresh("serve", folder, stocked(postgres[1], frames), *words)
@@ -242,7 +270,7 @@ def server(folder: Path):
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     if sys.argv[1:2] == ["--only"]:
-        {"serve": serve, "torch_eager": torch_eager, "onnx_alone": onnx_alone}[sys.argv[2]](*sys.argv[3:])
+        {"serve": serve, "floor": floor, "torch_eager": torch_eager, "onnx_alone": onnx_alone}[sys.argv[2]](*sys.argv[3:])
     else:
         parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
         parser.add_argument("--people", type=int, default=300)
