@@ -17,7 +17,7 @@ import fincoach
 class SettingsError(ValueError):
     """A setting is unknown, missing or of the wrong type; the message says which, where, and what it must be."""
 
-# %% ../nbs/settings.ipynb #a6723fa0
+# %% ../nbs/settings.ipynb #777249ef
 @dataclass(frozen=True)
 class Settings:
     """FinCoach's settings. Paths are absolute, counts are whole numbers, days are calendar days."""
@@ -40,6 +40,7 @@ class Settings:
     messages_per_week: int  # at most so many messages to a person in seven days
     quiet_from: int  # hour on the person's own clock at which silence begins
     quiet_until: int  # ... and ends
+    rest_days: int  # for so many days the same advice is not given again
     explore: float  # share of decisions in which an action is drawn by chance; never for people in stress
     bandit: str  # epsilon_greedy, ucb or thompson: how a strategy is chosen
     weight_money: float  # what each part of the reward weighs

@@ -22,6 +22,7 @@ from fincoach.serving.actions import (
     ADVICE,
     FORBIDDEN,
     KNOWN,
+    OLD,
     POOLS,
     STRATEGIES,
     STRATEGY_NAMES,
@@ -40,15 +41,17 @@ from fincoach.serving.actions import (
     objections,
     pool_of,
     relevance,
+    rested,
     round_down,
     rules_policy,
     strategy_mask,
     suggestion,
+    too_old,
 )
 
 RANGES = {"income_weekly": (0, 5000), "spending_weekly": (0, 5000), "spending_pace": (0, 12), "savings_rate": (-1, 1), "spending_trend": (-3, 3),
           "saved_share": (-1, 1), "transactions_weekly": (0, 60), "typical_purchase": (0, 300), "days_since_income": (0, 364), "reserve_weeks": (0, 104),
-          "spending_volatility": (0, 5), "payday_effect": (0, 12), "days_since_purchase": (0, 364), "goal_pressure": (0, 5)}
+          "spending_volatility": (0, 5), "payday_effect": (0, 12), "days_since_purchase": (0, 40), "goal_pressure": (0, 5)}
 LOW, HIGH = np.array([RANGES.get(n, (0, 1)) for n in NAMES], float).T
 MONEY = [j for j, n in enumerate(NAMES) if n in ("income_weekly", "spending_weekly", "typical_purchase")]
 
@@ -336,7 +339,10 @@ def test_the_fast_rules_are_the_table():
     edges = {c.name: c.threshold for a in ACTIONS for s in a.needs for c in s if c.name in NAMES and c.sign in (">=", "<=")}
     for name, value in edges.items():
         x[::7, NAMES.index(name)] = value
-    assert np.array_equal(eligible(x), [[slowly(a.needs, r) for a in ACTIONS] for r in x])
+    old = [slowly(OLD, r) for r in x]
+    assert 1 < sum(old) < 150
+    assert np.array_equal(too_old(x), old)
+    assert np.array_equal(eligible(x), [[slowly(a.needs, r) and (a.name == "do_nothing" or not gone) for a in ACTIONS] for r, gone in zip(x, old, strict=True)])
     assert np.array_equal(in_stress(x), [slowly(STRESS, r) for r in x])
     ids, may = np.arange(300) % 6 - 1, eligible(x)
     for r, s, m, p in zip(x, ids, may, rules_policy(x, ids, may), strict=True):
@@ -612,3 +618,22 @@ def test_later_actions_changed_nothing_of_the_earlier_ones(monkeypatch):
     assert np.array_equal(nine[:, :9], twelve[:, :9])
     assert np.array_equal(after, rng.random(3))
     assert (twelve[:, 9:] > 0.01).any(0).all()
+
+
+# ---------------------------------------------------------------------------------------------- rest, and stale numbers
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([*ACTION_NAMES, "of_old"]), st.floats(0, 60)), max_size=12), st.integers(0, 40))
+def test_what_was_said_rests(said, days):
+    may = rested(Limits(rest_days=days), said)
+    assert may[0]
+    for k, name in enumerate(ACTION_NAMES[1:], 1):
+        assert may[k] == all(ago >= days for action, ago in said if action == name)
+
+
+@pytest.mark.parametrize(("purchase", "income", "old"), [(35, 364, False), (36, 36, True), (36, 20, False), (60, 3, True), (60, np.nan, True), (59, np.nan, False), (np.nan, 99, False)])
+def test_nothing_is_said_to_somebody_who_is_no_longer_there(purchase, income, old):
+    x = one(days_since_purchase=purchase, days_since_income=income, spending_weekly=300.0, reserve_weeks=8.0, savings_rate=0.1)[None]
+    assert too_old(x)[0] == old
+    assert (eligible(x)[0].sum() == 1) == old

@@ -23,6 +23,7 @@ from fincoach.recommend.evidence import (
     chances_within,
     doubt,
     logged_chances,
+    rested_actions,
     segments_in,
     served_policy,
 )
@@ -284,3 +285,16 @@ def test_the_truth_is_within_the_estimates(trained):
     true = dict(trained.evidence.regret.rows.select("policy", "value").iter_rows())
     inside = [w.low - 0.02 <= true[k] <= w.high + 0.02 for k, w in trained.evidence.relevance.items() if k in true]
     assert not inside or np.mean(inside) >= 0.8
+
+
+def test_what_was_said_rests_in_what_is_judged(data, recipe):
+    """Row by row with another yardstick: an action said to the person in the days before is not allowed, and the policy that is judged never takes it."""
+    d = data.decisions
+    free, when = rested_actions(d, recipe.limits), d.decided_at.astype("datetime64[us]")
+    for i in np.random.default_rng(0).integers(len(d), size=200):
+        before = (d.user_id == d.user_id[i]) & (when < when[i]) & (when[i] - when < np.timedelta64(recipe.rest_days, "D")) & (d.action > 0)
+        assert set(np.flatnonzero(~free[i])) == set(d.action[before])
+    assert (~free).any()
+    assert not (data.test.allowed & ~data.test.rested).any()
+    never = rested_actions(d, recipe.limits._replace(rest_days=0))
+    assert never.all()

@@ -60,7 +60,7 @@ MORNING = datetime(2024, 10, 2, 9, tzinfo=UTC)
 PEOPLE = 40
 HEAVY = ("torch", "sklearn", "pandas", "matplotlib", "plotly", "statsmodels", "onnx")
 WIDE, NARROW = "enhanced_cql_model.onnx", "cql_model.onnx"
-LIMITS = {"messages_per_week": 2, "quiet_from": 21, "quiet_until": 8}
+LIMITS = {"messages_per_week": 2, "quiet_from": 21, "quiet_until": 8, "rest_days": 14}
 
 
 # ---------------------------------------------------------------------------------------------------- stand-ins
@@ -360,7 +360,41 @@ def test_no_seven_days_hold_more_messages_than_allowed_and_nights_are_quiet(mine
     assert all(8 <= h < 21 for h in hours)
 
 
+def test_nothing_is_said_again_before_it_has_rested_and_the_probability_knows_it(mine, world):
+    """Asked every four days for two months: no message comes again within two weeks, and each probability is that of what was left to say."""
+    user, wide = world.calm, Network(world.files[WIDE], 35, 12)
+    for k in range(16):
+        mine.get_segment_aware_recommendation(user, MORNING + timedelta(days=4 * k))
+    rows = sorted(history(mine.engine, user), key=lambda r: r["decided_at"])
+    sent = [(r["decided_at"], r["action"]) for r in rows if r["action"] != "do_nothing"]
+    assert len({a for _, a in sent}) >= 3
+    for i, (t, a) in enumerate(sent):
+        assert all(b != a or u - t >= timedelta(days=14) for u, b in sent[i + 1 :])
+    first = [r for r in rows if r["served_by"] == "model-35"]
+    assert len(first) > 8
+    for r in first:
+        f = mine._facts(user, r["decided_at"])
+        segment, stressed = r["segment_id"], bool(in_stress(f.x[None])[0])
+        states = EnhancedStateVector(f.x, np.int64(segment), world.policy.ranking).state.values[None]
+        left = eligible(f.x[None])
+        for t, a in sent:
+            if t < r["decided_at"] < t + timedelta(days=14):
+                left[0, ACTION_NAMES.index(a)] = False
+        chances = mine.select_recommendation_strategy(user, r["decided_at"]).probabilities
+        may = strategy_mask([segment], [stressed]) & left[:, None]
+        p = mixed(wide(states), may, [[chances.get(s, 0.0) for s in STRATEGY_NAMES]], 0.0 if stressed else 0.1)[0]
+        assert math.isclose(p[ACTION_NAMES.index(r["action"])], r["propensity"], rel_tol=1e-9)
+
+
+def test_what_is_too_old_is_not_advised_on(shared):
+    """A year and a half after the last row: silence, and the reason."""
+    late = shared.get_segment_aware_recommendation(3, MORNING + timedelta(days=560))
+    assert late.action == "do_nothing"
+    assert any("too old to advise on" in w for w in late.warnings)
+
+
 def test_a_clock_that_jumps_back_allows_no_more(mine):
+    mine = EnhancedCQLModelService(mine.engine, mine.artifacts, Limits(quiet_from=21, rest_days=0))
     later = [mine.get_segment_aware_recommendation(3, MORNING + timedelta(days=d)) for d in (0, 1, 2, 3)]
     assert later[-1].served_by == "limits"
     jumped = mine.get_segment_aware_recommendation(3, MORNING - timedelta(days=1))

@@ -103,7 +103,7 @@ def made(folder: Path, people: int, days: int) -> tuple[dict, datetime]:
     states = EnhancedStateVector(X, segments, peers).state.values
     np.save(folder / "states.npy", states)
     policy = PolicyParameters(
-        "benchmark", day, ACTION_NAMES, 0.1, {"messages_per_week": 1000, "quiet_from": 0, "quiet_until": 0}, {"engagement": 1.0}, peers.grid,
+        "benchmark", day, ACTION_NAMES, 0.1, {"messages_per_week": 1000, "quiet_from": 0, "quiet_until": 0, "rest_days": 0}, {"engagement": 1.0}, peers.grid,
         usual_of(states), values_of(ACTION_NAMES, Network(wide, 35, 12)(states)), found.version, feature_config()["hash"])  # fmt: skip
     files = {"enhanced_cql_model.onnx": wide, "cql_model.onnx": network(WEEKLY_NAMES), "policy.json": policy.to_json().encode(),
              "segmentation.json": found.to_json().encode(), "bandit_strategies.json": BanditState("thompson").to_json().encode()}  # fmt: skip

@@ -277,7 +277,7 @@ def _findings(e: Evidence) -> Section:
             for f in (*e.findings, *e.data.decisions.findings) if f.severity != "note"]
     return Section("findings", "", "What was learned, and what speaks against it.", [findings(good + _worries(e) + data)])
 
-# %% ../../nbs/recommend/dossier.ipynb #a07bbc3e
+# %% ../../nbs/recommend/dossier.ipynb #4afd01ab
 def _use(e: Evidence) -> Section:
     return Section("use", "", "A voice among others in a coaching app: it suggests, the person decides.", [
         text("**Meant for**\n\n- choosing which of twelve reviewed messages, if any, a person gets in a week\n- learning, within the limits, which of them help whom\n"
@@ -286,7 +286,7 @@ def _use(e: Evidence) -> Section:
              "- people in an acute crisis: advice by a program does not replace debt counselling\n"
              "- claims that the advice made anybody richer: taken up and helpful is what was measured"),
         text(f"**Outside of the model, and always in force**: at most {e.recipe.messages_per_week} messages in seven days, silence from {e.recipe.quiet_from}:00 to {e.recipe.quiet_until}:00 on "
-             "the person's own clock, no experiments on and no pressing strategy for people in stress, no action that a person is not eligible for.")])
+             f"the person's own clock, nothing said again within {e.recipe.rest_days} days, no experiments on and no pressing strategy for people in stress, no action that a person is not eligible for.")])
 
 # %% ../../nbs/recommend/dossier.ipynb #dd29ba6e
 def _data(e: Evidence) -> Section:
@@ -430,7 +430,7 @@ def _doubted(e: Evidence) -> list:
     return [text(f"**What if answers are wrong, or a courtesy?** The worst case: yeses to what is served are not meant, all yeses to what was done are. {said}"),
             grid(rows, formats={"yeses not meant": ".0%"} | dict.fromkeys(("gain", "low", "high"), "+.3f"), caption="Gain over what was done if a share of the yeses to what is served is not believed")]
 
-# %% ../../nbs/recommend/dossier.ipynb #70420632
+# %% ../../nbs/recommend/dossier.ipynb #22d5977a
 def _sensitivity(e: Evidence) -> Section:
     rows = [(r["change"], r["gain"], r["low"], r["high"]) for r in e.changes.drop_nulls("gain").iter_rows(named=True)]
     formats = dict.fromkeys(("relevance", "money", "goal", "burden", "messages", "same advice"), ".3f") | {"messages": ".0%", "same advice": ".0%"}
@@ -461,13 +461,14 @@ def _repeated(e: Evidence) -> list:
     tired = (f"In the log {e.repeats.seen:,} repeats were taken up {_span(e.repeats.effect, '+.3f')} more often than expected of that message for that person." if e.repeats.effect else
              f"The log has only {e.repeats.seen:,} repeats: too few to tell whether people tire of them.")
     return [text(f"**Do people tire of hearing the same?** As served, a message follows itself in {_percent(shares[SERVED])} of cases; in the log, in {_percent(shares[LOGGED])}. {tired} "
-                 "Nobody in the log heard the same for months, so what that does is not known.")]
+                 f"Nothing is said again within {e.recipe.rest_days} days, a limit outside of the model. What hearing the same every few weeks does is not known: nobody in the log did. "
+                 "The judged policy rests what the *log* had said before; served, it rests what it said itself, and so has its best advice at hand less often where it is asked more often.")]
 
 
 def _worth(e: Evidence) -> list:
     """What each number is worth; the ones that earn nothing are named."""
     if e.worth is None:
-        return []
+        return [text("What each number is worth was not asked: that takes at least 100 people to learn from.")]
     idle, rows = e.worth.named(IDLE), e.worth.to_frame()
     alone = (f"{len(e.worth.named(EARNS))} of {len(rows)} earn their place: without them less is told or won. {len(e.worth.named(REPLACEABLE))} tell something that the others tell as well. ")
     said = alone + (f"{len(idle)} earn nothing that can be shown: {_listed(n.replace('_', ' ') for n in idle)}. They stay, since the state is one for all models, but could go." if idle
@@ -549,7 +550,7 @@ def write_report(e: Evidence) -> ValidationReport:
     made_from = {"snapshot": e.snapshot_hash, "segmentation": e.data.decisions.segmentation or "none", "seed": str(e.recipe.seed), "package": f"fincoach {fincoach.__version__}"}
     return ValidationReport("recommendation", "Advice that helps", e.version, e.recipe.as_of, verdict, sections, facts, made_from)
 
-# %% ../../nbs/recommend/dossier.ipynb #878c123c
+# %% ../../nbs/recommend/dossier.ipynb #9e8907a1
 def _json(value) -> bytes:
     """Plain values as JSON text, NaN as null, keys in the order given."""
     return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -563,7 +564,7 @@ def _actions() -> dict:
 def policy_parameters(recipe, data, fitted) -> PolicyParameters:
     """What turns the network into advice, in plain numbers."""
     return PolicyParameters(
-        fitted.version, recipe.as_of, ACTION_NAMES, recipe.explore, {"messages_per_week": recipe.messages_per_week, "quiet_from": recipe.quiet_from, "quiet_until": recipe.quiet_until},
+        fitted.version, recipe.as_of, ACTION_NAMES, recipe.explore, {"messages_per_week": recipe.messages_per_week, "quiet_from": recipe.quiet_from, "quiet_until": recipe.quiet_until, "rest_days": recipe.rest_days},
         {p.name: w for p, w in zip(PART_TABLE, recipe.reward.signed.tolist(), strict=True)}, data.peers.grid.tolist(), usual_of(data.states),
         values_of(ACTION_NAMES, fitted.wide.q(data.states)), data.decisions.segmentation or "none", feature_config()["hash"])
 

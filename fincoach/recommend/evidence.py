@@ -6,9 +6,9 @@
 __all__ = ['Chances', 'NOTHING', 'LOGGED', 'RULES', 'SERVED', 'PartModel', 'Held', 'strategy_chances', 'served_policy',
            'plain_policies', 'greedy', 'ModelEvaluator', 'by_group', 'segments_in', 'by_band', 'relative_gain',
            'logged_chances', 'chances_within', 'carry_over', 'Repeats', 'repeats', 'by_part', 'Doubt', 'doubt',
-           'Replay', 'local_moments', 'limited', 'replay', 'choices', 'agreement']
+           'Replay', 'local_moments', 'limited', 'rested_actions', 'replay', 'choices', 'agreement']
 
-# %% ../../nbs/recommend/evidence.ipynb #30af8a21
+# %% ../../nbs/recommend/evidence.ipynb #b72b9b7a
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ from fincoach.recommend.ope import (
     evaluate_policy, importance_weights, support, worths,
 )
 from .rewards import PARTS, MultiObjectiveReward
-from ..serving.actions import ACTION_NAMES, STRATEGY_NAMES, UNKNOWN_SEGMENT, Limits, eligible, hold, in_stress, rules_policy, strategy_mask
+from ..serving.actions import ACTION_NAMES, STRATEGY_NAMES, UNKNOWN_SEGMENT, Limits, eligible, hold, in_stress, rested, rules_policy, strategy_mask
 from ..serving.policy import action_probabilities, mixed
 
 # %% ../../nbs/recommend/evidence.ipynb #7a015285
@@ -60,7 +60,7 @@ def _bent(states) -> np.ndarray:
     states = np.asarray(states, float)
     return np.sign(states) * np.log1p(np.abs(states))
 
-# %% ../../nbs/recommend/evidence.ipynb #0b5b5c21
+# %% ../../nbs/recommend/evidence.ipynb #bfbed663
 @dataclass(frozen=True, eq=False)
 class Held:
     """Decisions kept away from learning, ready to judge policies: states, what was allowed, who was in stress or out of reach, guessed outcomes.
@@ -72,21 +72,23 @@ class Held:
     states: np.ndarray = field(repr=False)  # (n, 35)
     guessed: np.ndarray = field(repr=False)  # (n, 12, 4)
     limited: np.ndarray = field(repr=False)
+    rested: np.ndarray = field(repr=False)  # (n, 12): not said to the person in the days before
 
     @classmethod
-    def of(cls, decisions: Decisions, peers: Peers, model: PartModel, limited=None) -> "Held":
+    def of(cls, decisions: Decisions, peers: Peers, model: PartModel, limited=None, rested=None) -> "Held":
         """Decisions with states among the `peers` of training and the guesses of a `PartModel` that saw none of them."""
         states = decisions.states(peers)
         limited = np.zeros(len(decisions), bool) if limited is None else np.asarray(limited, bool)
-        return cls(decisions, states, model.predict(states), limited)
+        rested = np.ones((len(decisions), len(ACTION_NAMES)), bool) if rested is None else np.asarray(rested, bool)
+        return cls(decisions, states, model.predict(states), limited, rested)
 
     def __len__(self):
         return len(self.decisions)
 
     @cached_property
     def allowed(self) -> np.ndarray:
-        """Which actions the people were eligible for (n, 12)."""
-        return eligible(self.decisions.values)
+        """Which actions the people were eligible for and had not just been told (n, 12)."""
+        return eligible(self.decisions.values) & self.rested
 
     @cached_property
     def stressed(self) -> np.ndarray:
@@ -305,7 +307,7 @@ def carry_over(e: ModelEvaluator, policy: np.ndarray) -> Worth | None:
     weights = importance_weights(d.action, d.propensity, policy)[rows]
     return difference(Terms(weights * after, weights), Terms(after, np.ones(len(rows))), d.user_id[rows], e.level, e.draws, e.seed)
 
-# %% ../../nbs/recommend/evidence.ipynb #ebaafb9e
+# %% ../../nbs/recommend/evidence.ipynb #98dd1712
 @dataclass(frozen=True)
 class Repeats:
     """How often a message follows itself, by policy; and in the log: how many did, and how much more relevant they were than others, the guess taken off."""
@@ -315,13 +317,13 @@ class Repeats:
     effect: Worth | None
 
 
-def repeats(held: Held, policies: Mapping[str, np.ndarray | None], level: float = 0.95, draws: int = 1000, seed: int = 0) -> Repeats:
-    """Whether a person's next message is the same again, by policy (None: as logged); people decide independently of what they were told before."""
+def repeats(held: Held, policies: Mapping[str, np.ndarray | None], rest_days: int = 0, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Repeats:
+    """Whether a person's next message is the same again, by policy (None: as logged), which says nothing again within `rest_days`; else people are told things independently of what they were told before."""
     d = held.decisions
     rows = np.flatnonzero(d.next >= 0)
     after = d.next[rows]
     same = (d.action[rows] == d.action[after]) & (d.action[after] > 0)
-    shares = {k: float(same.mean() if p is None else (p[rows] * p[after])[:, 1:].sum(1).mean()) if len(rows) else 0.0 for k, p in policies.items()}
+    shares = {k: float(same.mean() if p is None else ((p[rows] * p[after])[:, 1:].sum(1) * (7 * d.weeks_to_next[rows] >= rest_days)).mean()) if len(rows) else 0.0 for k, p in policies.items()}
     told = d.action[after] > 0
     same, after, people = same[told], after[told], d.user_id[rows][told]
     if min(len(np.unique(people[same])), len(np.unique(people[~same]))) < 20:
@@ -387,7 +389,7 @@ def local_moments(decisions: Decisions, zones: Mapping[int, str]) -> list[dateti
     return [datetime.fromtimestamp(m / 1e6, UTC).astimezone(clocks.get(zones.get(u), UTC))
             for m, u in zip(decisions.decided_at.astype("datetime64[us]").astype(np.int64).tolist(), decisions.user_id.tolist(), strict=True)]
 
-# %% ../../nbs/recommend/evidence.ipynb #e99f846d
+# %% ../../nbs/recommend/evidence.ipynb #f15e976f
 def limited(decisions: Decisions, zones: Mapping[int, str], limits: Limits) -> np.ndarray:
     """At which decisions (n,) a limit forbids a message, given the messages that were sent before."""
     moments, out, sent = local_moments(decisions, zones), np.zeros(len(decisions), bool), {}
@@ -399,11 +401,23 @@ def limited(decisions: Decisions, zones: Mapping[int, str], limits: Limits) -> n
     return out
 
 
+def rested_actions(decisions: Decisions, limits: Limits) -> np.ndarray:
+    """Which actions (n, 12) had rested long enough to be said again, given what was said before."""
+    at, said, out = decisions.decided_at.astype("datetime64[us]"), {}, np.ones((len(decisions), len(ACTION_NAMES)), bool)
+    for i in np.argsort(decisions.decided_at, kind="stable").tolist():
+        mine = said.setdefault(int(decisions.user_id[i]), [])
+        mine[:] = [(a, t) for a, t in mine if at[i] - t < np.timedelta64(max(limits.rest_days, 1), "D")]
+        out[i] = rested(limits, [(a, (at[i] - t) / np.timedelta64(1, "D")) for a, t in mine])
+        if decisions.action[i]:
+            mine.append((decisions.actions[decisions.action[i]], at[i]))
+    return out
+
+
 def _recent(sent: list[datetime], now: datetime) -> int:
     """How many of the moments lie in the seven days before `now`."""
     return sum(now - timedelta(days=7) < t <= now for t in sent)
 
-# %% ../../nbs/recommend/evidence.ipynb #4fba1332
+# %% ../../nbs/recommend/evidence.ipynb #9bd0209b
 def replay(held: Held, policy: Callable[[np.ndarray], np.ndarray] | np.ndarray, zones: Mapping[int, str], limits: Limits, seed: int = 0) -> Replay:
     """Draw every decision again by `policy` (n, 12) in the order of time, under the limits, and count what must not happen."""
     d, rng = held.decisions, np.random.default_rng(seed)
@@ -411,15 +425,17 @@ def replay(held: Held, policy: Callable[[np.ndarray], np.ndarray] | np.ndarray, 
     drawn = (policy.cumsum(1) < rng.random((len(d), 1)) * policy.sum(1, keepdims=True)).sum(1)
     for i in np.argsort(d.decided_at, kind="stable").tolist():
         mine = sent.setdefault(int(d.user_id[i]), [])
-        if drawn[i] and hold(limits, moments[i], _recent(mine, moments[i])):
+        again = not rested(limits, [(a, (moments[i] - t) / timedelta(days=1)) for t, a in mine])[drawn[i]]
+        if drawn[i] and (again or hold(limits, moments[i], _recent([t for t, _ in mine], moments[i]))):
             drawn[i], stops = 0, stops + 1
         if drawn[i]:
-            mine.append(moments[i])
+            mine.append((moments[i], ACTION_NAMES[drawn[i]]))
     best = (policy[held.stressed] > 0).sum(1)
     strategies = strategy_mask(d.segment_id, held.stressed).any(2).sum(1)[held.stressed]
     return Replay(len(d), int((drawn > 0).sum()), stops, {
-        "more messages in seven days than allowed": sum(_crowded(m, limits.messages_per_week) for m in sent.values()),
-        "messages in quiet hours": sum(_quiet(m, limits) for times in sent.values() for m in times),
+        "more messages in seven days than allowed": sum(_crowded([t for t, _ in m], limits.messages_per_week) for m in sent.values()),
+        "messages in quiet hours": sum(_quiet(t, limits) for m in sent.values() for t, _ in m),
+        "messages said again too soon": sum(a == b and u - t < timedelta(days=limits.rest_days) for m in sent.values() for k, (t, a) in enumerate(m) for u, b in m[k + 1 : k + 20]),
         "messages the person was not eligible for": int((~held.allowed[np.arange(len(d)), drawn]).sum()),
         "experiments on people in stress": int((best > strategies).sum())})
 

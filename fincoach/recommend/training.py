@@ -8,7 +8,7 @@ __all__ = ['HORIZON', 'ALPHAS', 'CUTS', 'BEST_WIDE', 'BEST_NARROW', 'Recipe', 'D
            'network_gap', 'probability_gap', 'sensitivity', 'other_weights', 'examine', 'TrainedRecommendation',
            'finish', 'train_recommendation']
 
-# %% ../../nbs/recommend/training.ipynb #98f3b07f
+# %% ../../nbs/recommend/training.ipynb #5c9c70fa
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -28,7 +28,7 @@ from .decisions import Decisions, read_decisions
 from .dossier import CHAMPION, EVEN, Evidence, files_of, manifest_of, write_report
 from fincoach.recommend.evidence import (
     LOGGED, NOTHING, RULES, SERVED, Held, ModelEvaluator, PartModel, agreement, by_band, by_group, by_part, carry_over, chances_within, choices, doubt, greedy, limited,
-    logged_chances, plain_policies, relative_gain, repeats, replay, segments_in, served_policy,
+    logged_chances, plain_policies, relative_gain, repeats, replay, rested_actions, segments_in, served_policy,
 )
 from .ope import Worth, importance_weights, lower_bound, worths
 from .oracle import learnable, regret, true_relevance
@@ -42,7 +42,7 @@ from ..serving.network import Network, NetworkError
 from ..serving.policy import PolicyParameters, action_probabilities, segments_of
 from ..serving.recommendation import decide
 
-# %% ../../nbs/recommend/training.ipynb #51b08783
+# %% ../../nbs/recommend/training.ipynb #496f473b
 HORIZON = 28  # days: how long an outcome takes
 ALPHAS = (0.0, 0.03, 0.1, 0.3)
 CUTS = (0.6, 0.8)  # shares of the decisions, in the order of time, at which the log is cut
@@ -64,6 +64,7 @@ class Recipe:
     messages_per_week: int = 2
     quiet_from: int = 21
     quiet_until: int = 8
+    rest_days: int = 14
     explore: float = 0.1
     bandit: str = "epsilon_greedy"
     gamma: float = 0.0
@@ -92,7 +93,7 @@ class Recipe:
     @property
     def limits(self) -> Limits:
         """The hard limits, and the share of exploration."""
-        return Limits(self.messages_per_week, float(self.quiet_from), float(self.quiet_until), self.explore).checked()
+        return Limits(self.messages_per_week, float(self.quiet_from), float(self.quiet_until), self.explore, self.rest_days).checked()
 
     def arms(self, counts=()) -> BanditState:
         """The bandit with these counts."""
@@ -144,7 +145,7 @@ def _cut(decisions: Decisions) -> tuple[Decisions, Decisions, Decisions]:
             raise NotEnoughData(f"of the {len(part):,} decisions to {what} not one was taken up within {HORIZON} days: look at when answers were received, and at the findings of the log")
     return learn, choose, test
 
-# %% ../../nbs/recommend/training.ipynb #92a5e54d
+# %% ../../nbs/recommend/training.ipynb #73740028
 def take_data(snapshot, recipe: Recipe, segmentation: SegmentationParameters | None) -> Data:
     """Mature decisions of a snapshot, cut in three. Raises `NotEnoughData`, also without a segmentation."""
     if segmentation is None:
@@ -156,9 +157,10 @@ def take_data(snapshot, recipe: Recipe, segmentation: SegmentationParameters | N
     model = PartModel.fit(learn.states(peers), learn.action, learn.parts)
     users = snapshot.frame("users")
     zones = dict(users.select("id", "timezone").drop_nulls().iter_rows())
-    stopped = limited(decisions, zones, recipe.limits)
-    at = dict(zip(decisions.decision_id.tolist(), stopped.tolist(), strict=True))
-    held = [Held.of(part, peers, model, [at[i] for i in part.decision_id.tolist()]) for part in (choose, test)]
+    stopped, free = limited(decisions, zones, recipe.limits), rested_actions(decisions, recipe.limits)
+    at = {i: k for k, i in enumerate(decisions.decision_id.tolist())}
+    rows = [np.array([at[i] for i in part.decision_id.tolist()]) for part in (choose, test)]
+    held = [Held.of(part, peers, model, stopped[r], free[r]) for part, r in zip((choose, test), rows, strict=True)]
     return Data(decisions, learn, *held, peers, model, snapshot.frame("user_profiles"), zones)
 
 # %% ../../nbs/recommend/training.ipynb #fa30a431
@@ -365,7 +367,7 @@ def other_weights(fitted: Fitted, data: Data, recipe: Recipe) -> tuple[pl.DataFr
                     "messages": float(1 - policies[name][:, 0].mean()), "same advice": agreement(policies[name], policies["as set"])})
     return pl.DataFrame(rows), policies
 
-# %% ../../nbs/recommend/training.ipynb #61882aec
+# %% ../../nbs/recommend/training.ipynb #99e112c6
 def examine(snapshot, data: Data, fitted: Fitted, recipe: Recipe, segmentation: SegmentationParameters, truth=None, parent: str | None = None,
             champion: Artifact | None = None, findings=(), say: Callable[[str], None] = lambda text: None) -> Evidence:
     """All the evidence on what was trained; `say` hears of each step."""
@@ -397,9 +399,9 @@ def examine(snapshot, data: Data, fitted: Fitted, recipe: Recipe, segmentation: 
         probability_gap(fitted.wide, fitted.chances, policies[SERVED], test, recipe.explore), network_gap(fitted.wide, test.states), changes, tuple(findings),
         _regret(truth, test, policies, recipe) if truth else None, worth, champion.version if CHAMPION in policies else None, parent,
         chances_within(data.decisions, segments_in(data.decisions)), _parts(test, policies, values, recipe.seed),
-        repeats(test, {LOGGED: None, SERVED: policies[SERVED]}, seed=recipe.seed), doubt(judge, policies[SERVED]) if values.values[SERVED].value else None)
+        repeats(test, {LOGGED: None, SERVED: policies[SERVED]}, recipe.rest_days, seed=recipe.seed), doubt(judge, policies[SERVED]) if values.values[SERVED].value else None)
 
-# %% ../../nbs/recommend/training.ipynb #7ceca5d6
+# %% ../../nbs/recommend/training.ipynb #b3cd4188
 def _gains(judge: ModelEvaluator, policies: dict[str, np.ndarray], parent: str | None):
     """Every policy's value, the gains that decide, and the differences of what is served to every other policy."""
     values = judge.compare(policies)
@@ -438,7 +440,9 @@ def _cautious(test: Held, policy: np.ndarray) -> float:
 
 
 def _worth_of(data: Data, recipe: Recipe, at_most: int = 10_000):
-    """What each of the 35 numbers is worth, by about `at_most` of the decisions learned from: those of whole people."""
+    """What each of the 35 numbers is worth, by about `at_most` of the decisions learned from: those of whole people. None of under 100 people."""
+    if len(np.unique(data.learn.user_id)) < 100:
+        return None
     people, share = np.unique(data.learn.user_id), min(1.0, at_most / len(data.learn))
     chosen = np.random.default_rng(recipe.seed).permutation(people)[: int(np.ceil(share * len(people)))]
     some = data.learn.take(np.isin(data.learn.user_id, chosen))

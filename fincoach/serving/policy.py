@@ -282,9 +282,9 @@ class ValueUsual(NamedTuple):
     mean: float
     spread: float
 
-# %% ../../nbs/serving/policy.ipynb #9cc4ca3b
+# %% ../../nbs/serving/policy.ipynb #88bee8d7
 FORMAT = 1
-_LIMITS = {"messages_per_week": 1000, "quiet_from": 24, "quiet_until": 24}  # the largest value that each may have
+_LIMITS = {"messages_per_week": 1000, "quiet_from": 24, "quiet_until": 24, "rest_days": 3650}  # the largest value that each may have
 _GRID = (len(SEGMENTS) + 1, 2, 101)
 
 
@@ -310,13 +310,14 @@ def _checked_grid(peers, where: str = "peers") -> tuple:
     _need(bool(np.isfinite(grid).all()) and bool((np.diff(grid) >= 0).all()), f"{where} must hold finite numbers that do not fall")
     return tuple(tuple(map(tuple, s)) for s in grid.tolist())
 
-# %% ../../nbs/serving/policy.ipynb #d9c45037
+# %% ../../nbs/serving/policy.ipynb #8885848a
 def _checked_limits(limits) -> dict[str, int | float]:
-    """The three limits in their ranges; messages are counted in whole numbers."""
+    """The limits in their ranges; messages and days are counted in whole numbers."""
     _need(isinstance(limits, dict) and set(limits) == set(_LIMITS), f"limits must hold {', '.join(_LIMITS)}, and nothing else")
     for name, high in _LIMITS.items():
         _number(limits[name], f"limits.{name}", low=0, high=high)
-    _need(type(limits["messages_per_week"]) is int, f"limits.messages_per_week = {limits['messages_per_week']!r}: must be a whole number")
+    for name in ("messages_per_week", "rest_days"):
+        _need(type(limits[name]) is int, f"limits.{name} = {limits[name]!r}: must be a whole number")
     return {name: limits[name] for name in _LIMITS}
 
 
@@ -327,13 +328,13 @@ def _checked_names(names, where: str) -> tuple[str, ...]:
     _need(len(set(found)) == len(found), f"{where} names one twice")
     return found
 
-# %% ../../nbs/serving/policy.ipynb #3b89a3e9
+# %% ../../nbs/serving/policy.ipynb #e82bafc1
 @dataclass(frozen=True)
 class PolicyParameters:
     """What turns Q into advice, in plain numbers. Raises `ParametersError` when it does not fit together.
 
     `actions` name the columns of Q; `explore` is the share of decisions that explore; `limits` hold messages_per_week, quiet_from and
-    quiet_until (hours of the local day); `weights` the reward's; `peers` the quantiles of `features.state.Peers`; `usual` the 35 numbers
+    quiet_until (hours of the local day), and rest_days; `weights` the reward's; `peers` the quantiles of `features.state.Peers`; `usual` the 35 numbers
     of the state in order; `q` one entry an action; `segmentation` the version that gave the segments; `features` the hash of
     `features.state.feature_config()` under which the model was made.
     """

@@ -6,7 +6,7 @@
 __all__ = ['BRAINS', 'RULES_VERSION', 'RULES', 'Brain', 'PersonFacts', 'state_hash', 'Decision', 'decide', 'Reason', 'Second',
            'Change', 'CoachingRecommendation', 'Learned', 'LoadedModels', 'EnhancedCQLModelService']
 
-# %% ../../nbs/serving/recommendation.ipynb #b7fc12c8
+# %% ../../nbs/serving/recommendation.ipynb #9f003d0b
 import hashlib
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from ..features.ledger import Person, day_number, person_from_rows
 from ..features.state import BASE, ENHANCED_NAMES, WEEKLY_NAMES, EnhancedStateVector, FinancialStateVector, feature_config
 from fincoach.serving.actions import (
     ACTION_NAMES, ACTIONS, STRATEGY_NAMES, UNKNOWN_SEGMENT, CategoryFact, Limits, category_facts, eligible, hold, in_stress, known, pool_of, relevance,
-    rules_policy, strategy_mask, suggestion,
+    rested, rules_policy, strategy_mask, suggestion, too_old,
 )
 from .artifacts import Artifact, ArtifactError, champion, open_version
 from .bandit import Answer, BanditPerformance, BanditState, Choice, PerformanceTracker, RecommendationBandit, StrategyUpdater
@@ -41,10 +41,13 @@ from fincoach.serving.policy import (
 from .segmentation import ServiceError, plain_phrase, plain_value
 from ..show import Card, Html, badge, callout, join, prose, table
 
-# %% ../../nbs/serving/recommendation.ipynb #330af1bc
+# %% ../../nbs/serving/recommendation.ipynb #9fd5db42
 BRAINS = ("model-35", "model-17", "rules")
 RULES_VERSION = "rules-1"
 _OPEN = STRATEGY_NAMES.index("balanced")  # the strategy that keeps nothing back: what the rules act under
+
+
+_EVERYTHING = np.ones(len(ACTION_NAMES), bool)
 
 
 class Brain(NamedTuple):
@@ -186,7 +189,7 @@ def _load(artifacts: Path) -> _Loaded:
     brains = ([_wide(wide, policy)] if wide else []) + ([_narrow(narrow)] if narrow else []) + [RULES]
     return _Loaded(version, tuple(brains), policy, places or Places(None), bandit, tuple(warnings), bool(warnings))
 
-# %% ../../nbs/serving/recommendation.ipynb #ced8027d
+# %% ../../nbs/serving/recommendation.ipynb #294835e4
 class PersonFacts(NamedTuple):
     """What is known of a person at a moment: the 28 numbers and the spending by category at the end of the local day before."""
 
@@ -197,8 +200,9 @@ class PersonFacts(NamedTuple):
     rows: int  # transactions up to the end of that day
     currency: str
     categories: tuple[CategoryFact, ...]
+    said: tuple[tuple[str, float], ...] = ()  # messages sent before: action, days ago
 
-# %% ../../nbs/serving/recommendation.ipynb #9286a1d9
+# %% ../../nbs/serving/recommendation.ipynb #d4ecb55a
 def _moment(at: datetime) -> datetime:
     """`at` in UTC; a `ServiceError` for a moment without a zone, or none that a decision can have."""
     if not isinstance(at, datetime) or at.tzinfo is None or at.utcoffset() is None:
@@ -208,14 +212,14 @@ def _moment(at: datetime) -> datetime:
     return at.astimezone(UTC)
 
 
-def _facts(engine: sa.Engine, user_id: int, at: datetime, zone: str) -> PersonFacts:
+def _facts(engine: sa.Engine, user_id: int, at: datetime, zone: str, said=()) -> PersonFacts:
     """The facts about a person at a moment in UTC."""
     local = at.astimezone(ZoneInfo(zone))
     day = local.date() - timedelta(days=1)
     found = read_person(engine, user_id, day)
     person: Person = person_from_rows(found)
     rows = int(np.searchsorted(person.day, day_number(day), side="right"))
-    return PersonFacts(user_id, local, day, features_of(person, day), rows, found.currency, category_facts(person, day_number(day)))
+    return PersonFacts(user_id, local, day, features_of(person, day), rows, found.currency, category_facts(person, day_number(day)), tuple(said))
 
 # %% ../../nbs/serving/recommendation.ipynb #671c5577
 def state_hash(x: np.ndarray, segment: int) -> str:
@@ -223,30 +227,33 @@ def state_hash(x: np.ndarray, segment: int) -> str:
     exact = np.where(np.isnan(x), np.nan, np.asarray(x, float) + 0.0).astype("<f8")
     return hashlib.sha256(exact.tobytes() + int(segment).to_bytes(2, "little", signed=True)).hexdigest()
 
-# %% ../../nbs/serving/recommendation.ipynb #753d807e
+# %% ../../nbs/serving/recommendation.ipynb #85473d13
 class _Valued(NamedTuple):
-    """Which brain answers, the values (1, 12), what the person is eligible for (1, 12), what has to be said, and whether money is short."""
+    """Which brain answers, the values (1, 12), what the person is eligible for (1, 12), what has to be said, and whether money is short; which may be said again (12,)."""
 
     brain: Brain
     q: np.ndarray
     allowed: np.ndarray
     said: list[str]
     stressed: bool
+    rested: np.ndarray
 
 
-def _valued(loaded: _Loaded, x: np.ndarray, segment: int, rows: int) -> _Valued:
-    """The values of the actions for one person with the 28 numbers `x`."""
+def _valued(loaded: _Loaded, x: np.ndarray, segment: int, rows: int, rest: np.ndarray = _EVERYTHING) -> _Valued:
+    """The values of the actions for one person with the 28 numbers `x`; `rest` (12,) says which may be said again."""
     about = known(x[None])
-    said, allowed, segments, stressed = [], eligible(about), np.array([segment]), bool(in_stress(about)[0])
+    said, allowed, segments, stressed = [], eligible(about) & rest, np.array([segment]), bool(in_stress(about)[0])
     if not rows:
-        return _Valued(RULES, RULES.q(about, segments, allowed), allowed, ["nothing was booked before this day: nobody can know what helps"], stressed)
+        return _Valued(RULES, RULES.q(about, segments, allowed), allowed, ["nothing was booked before this day: nobody can know what helps"], stressed, rest)
+    if too_old(about)[0]:
+        said.append("nothing was booked for five weeks or more: what is known is too old to advise on")
     for brain in loaded.brains:
         with suppress(NetworkError):
             q = brain.q(x[None], segments, allowed)
             if np.isfinite(q).all():
                 break
         said.append(f"{brain.name} had no answer for this person")
-    return _Valued(brain, q, allowed, said, stressed)
+    return _Valued(brain, q, allowed, said, stressed, rest)
 
 # %% ../../nbs/serving/recommendation.ipynb #37b19922
 class Decision(NamedTuple):
@@ -305,11 +312,11 @@ class Change:
     action: str
     words: str
 
-# %% ../../nbs/serving/recommendation.ipynb #503c107e
+# %% ../../nbs/serving/recommendation.ipynb #3fc53a8f
 _MEANING = {a.name: a.meaning for a in ACTIONS}
 
 
-def _scorer(loaded: _Loaded, brain: Brain, segment: int, strategy: str) -> Callable:
+def _scorer(loaded: _Loaded, brain: Brain, segment: int, strategy: str, rest: np.ndarray = _EVERYTHING) -> Callable:
     """The policy under a strategy as a function of the 28 numbers: values (n, 12) and allowed actions (n, 12)."""
     s = STRATEGY_NAMES.index(strategy)
     own = strategy_mask([segment])[:, s]
@@ -317,7 +324,7 @@ def _scorer(loaded: _Loaded, brain: Brain, segment: int, strategy: str) -> Calla
     def score(x: np.ndarray):
         segments = loaded.places(x)
         may = strategy_mask(segments)[:, s]
-        allowed = eligible(x) & np.where(may.any(1, keepdims=True), may, own)  # a segment without this strategy: as in the own one
+        allowed = eligible(x) & rest & np.where(may.any(1, keepdims=True), may, own)  # a segment without this strategy: as in the own one
         return brain.q(x, segments, allowed), allowed
 
     return score
@@ -343,7 +350,7 @@ def _changes(flips: tuple[Flip, ...], x: np.ndarray, currency: str) -> tuple[Cha
                         f"{plain_phrase(NAMES[f.feature], f.to, currency)} (now {plain_value(NAMES[f.feature], x[f.feature], currency)})")
                  for f in flips)
 
-# %% ../../nbs/serving/recommendation.ipynb #726d2629
+# %% ../../nbs/serving/recommendation.ipynb #cd2f7b6d
 class _Explanation(NamedTuple):
     """Everything about how an action came about."""
 
@@ -365,7 +372,7 @@ def _explain(loaded: _Loaded, brain: Brain, x: np.ndarray, segment: int, strateg
 
     `valued` spares the question what the actions are worth, when a network has just answered it.
     """
-    score = _scorer(loaded, brain, segment, strategy)
+    score = _scorer(loaded, brain, segment, strategy, _EVERYTHING if valued is None else valued.rested)
     if valued is not None and valued.brain is brain is not RULES:
         q, allowed = valued.q[0], valued.allowed[0] & strategy_mask([segment])[0, STRATEGY_NAMES.index(strategy)]
     else:
@@ -599,13 +606,14 @@ def _request(request_id: str | None, at: datetime) -> str:
         raise ServiceError(f"request_id = {request_id!r:.80}: a text of 1 to 64 printable characters is needed")
     return request_id
 
-# %% ../../nbs/serving/recommendation.ipynb #02151eb5
+# %% ../../nbs/serving/recommendation.ipynb #57f8aa49
 _HISTORY, _WEEK = TABLES["recommendation_history"], timedelta(days=7)
 _BEFORE = f"SELECT {', '.join(_Stored._fields)} FROM recommendation_history WHERE user_id = ? AND request_id = ?"
 _NEAR = "SELECT decided_at FROM recommendation_history WHERE user_id = ? AND action <> 'do_nothing' AND decided_at > ? AND decided_at < ?"
 _ADD = f"INSERT INTO recommendation_history (user_id, {', '.join(_Stored._fields[1:])}) VALUES ({', '.join('?' * len(_Stored._fields))})"
 _LOCK = "SELECT id FROM users WHERE id = ? FOR NO KEY UPDATE"  # SQLite has one writer at a time, and needs no lock
 _ZONE = "SELECT timezone FROM users WHERE id = ?"
+_SAID = "SELECT action, decided_at FROM recommendation_history WHERE user_id = ? AND action <> 'do_nothing' AND decided_at > ? AND decided_at < ?"
 
 
 def _run(cursor, sqlite: bool, statement: str, *values):
@@ -632,7 +640,7 @@ def _messages(ask: Callable, user_id: int, at: datetime) -> tuple[int, int]:
     later = sum(_moment_of(m) > at for m, in moments)
     return len(moments) - later, later
 
-# %% ../../nbs/serving/recommendation.ipynb #a9cbb860
+# %% ../../nbs/serving/recommendation.ipynb #3843ee19
 def _store(engine: sa.Engine, user_id: int, request_id: str, at: datetime, limits: Limits, local: datetime, fresh: Callable[[str], _Stored]):
     """(the stored decision, why no message may be sent or '', whether it was there before, messages dated later): all in one transaction.
 
@@ -653,17 +661,18 @@ def _store(engine: sa.Engine, user_id: int, request_id: str, at: datetime, limit
         return row._replace(id=number), held, False, later
 
 
-def _zone(engine: sa.Engine, user_id: int) -> str:
-    """The time zone of a person; a `DatabaseError` if there is nobody of that id."""
+def _background(engine: sa.Engine, user_id: int, at: datetime, days: int) -> tuple[str, tuple[tuple[str, float], ...]]:
+    """The time zone of a person, and the messages of the `days` before (action, days ago); a `DatabaseError` if there is nobody of that id."""
     with explained(engine):
-        raw = engine.raw_connection()
+        raw, sqlite = engine.raw_connection(), engine.dialect.name == "sqlite"
         try:
-            found = _run(raw.cursor(), engine.dialect.name == "sqlite", _ZONE, user_id).fetchone()
+            found = _run(raw.cursor(), sqlite, _ZONE, user_id).fetchone()
+            said = _run(raw.cursor(), sqlite, _SAID, user_id, at - timedelta(days=days), at).fetchall() if days else []
         finally:
             raw.close()
     if found is None:
         raise DatabaseError(f"there is nobody with the id {user_id}")
-    return found[0]
+    return found[0], tuple((action, (at - _moment_of(m)) / timedelta(days=1)) for action, m in said)
 
 # %% ../../nbs/serving/recommendation.ipynb #99c7728c
 def _counted(state: BanditState, engine: sa.Engine, segment: int | None) -> RecommendationBandit:
@@ -719,7 +728,7 @@ class LoadedModels(NamedTuple):
     model_version: str
     warnings: tuple[str, ...]
 
-# %% ../../nbs/serving/recommendation.ipynb #2acdcb1c
+# %% ../../nbs/serving/recommendation.ipynb #60cf3dcc
 class _Asking:
     """The half of the service that decides."""
 
@@ -763,10 +772,14 @@ class _Asking:
             context = seen.values
         return _counted(loaded.bandit_of(segment), self.engine, segment).probabilities(segment, context, stressed, at)
 
+    def _facts(self, user_id: int, at: datetime) -> PersonFacts:
+        """The facts about a person at a moment in UTC, with what was said before."""
+        return _facts(self.engine, user_id, at, *_background(self.engine, user_id, at, self.limits.rest_days))
+
     def _propose(self, loaded: _Loaded, f: PersonFacts, at: datetime) -> tuple[Decision, int, _Valued]:
         """What would be decided if no limit forbade it, the segment, and what it stands on."""
         segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
-        brain, q, allowed, _, stressed = valued = _valued(loaded, f.x, segment, f.rows)
+        brain, q, allowed, _, stressed, _ = valued = _valued(loaded, f.x, segment, f.rows, rested(self._limits_of(loaded), f.said))
         draw = tuple(uniform(f.user_id, at.isoformat(), loaded.version, step) for step in ("strategy", "action"))
         if brain is RULES:
             d = decide(q[0], allowed[0], segment, stressed, {STRATEGY_NAMES[_OPEN]: 1.0}, 0.0, draw, brain.name)
@@ -774,14 +787,14 @@ class _Asking:
         chances = self._chances(loaded, f.x, segment, stressed, at)
         return decide(q[0], allowed[0], segment, stressed, chances, self._limits_of(loaded).explore, draw, brain.name), segment, valued
 
-# %% ../../nbs/serving/recommendation.ipynb #5b94d840
+# %% ../../nbs/serving/recommendation.ipynb #1c60d90a
 class _Learning(_Asking):
     """The half of the service that learns."""
 
     def select_recommendation_strategy(self, user_id: int, at: datetime) -> Choice:
         """The strategy that would be drawn for a person at a moment in UTC, with all probabilities. Nothing is stored."""
         at, loaded = _moment(at), self._loaded
-        f = _facts(self.engine, user_id, at, _zone(self.engine, user_id))
+        f = self._facts(user_id, at)
         segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
         chances = self._chances(loaded, f.x, segment, bool(in_stress(f.x[None])[0]), at)
         return draw_strategy(chances, uniform(user_id, at.isoformat(), loaded.version, "strategy"))
@@ -819,7 +832,7 @@ def _from_state(state) -> tuple[np.ndarray, int, bool]:
     places = np.flatnonzero(values[BASE : BASE + len(SEGMENTS)])
     return values[_FROM_WIDE], int(places[0]) if len(places) == 1 else -1, True
 
-# %% ../../nbs/serving/recommendation.ipynb #6b812bb2
+# %% ../../nbs/serving/recommendation.ipynb #e78d61b9
 class EnhancedCQLModelService(_Learning):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
@@ -836,7 +849,7 @@ class EnhancedCQLModelService(_Learning):
         """
         at, loaded = _moment(at), self._loaded
         request_id = _request(request_id, at)
-        f = _facts(self.engine, user_id, at, _zone(self.engine, user_id))
+        f = self._facts(user_id, at)
         decision, segment, valued = self._propose(loaded, f, at)
         words = None
 
@@ -848,7 +861,7 @@ class EnhancedCQLModelService(_Learning):
 
         stored, held, repeated, later = _store(self.engine, user_id, request_id, at, self._limits_of(loaded), f.local, fresh)
         if repeated and stored.decided_at != at:
-            f = _facts(self.engine, user_id, stored.decided_at, f.local.tzinfo.key)
+            f = self._facts(user_id, stored.decided_at)
             valued = self._propose(loaded, f, stored.decided_at)[2]
         said = valued.said
         if later and not repeated:
@@ -864,7 +877,7 @@ class EnhancedCQLModelService(_Learning):
         loaded, (x, segment, wide) = self._loaded, _from_state(state)
         if not wide:
             loaded = loaded.without_wide
-        brain, q, allowed, said, stressed = _valued(loaded, x, segment, 1)
+        brain, q, allowed, said, stressed, _ = _valued(loaded, x, segment, 1)
         d = Decision(int(best_action(q, allowed)[0]), STRATEGY_NAMES[_OPEN], 1.0, None, brain.name)
         told = _explain(loaded, brain, x, segment, d.strategy, d.action, currency or "") if explain else _plainly(q[0], allowed[0], d.action)
         words = _said(ACTION_NAMES[d.action], d.strategy, x, currency) if currency else None
