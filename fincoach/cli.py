@@ -272,7 +272,7 @@ def _segment(args, settings: Settings) -> Outcome:
     found = ask(user_id, as_of).to_dict()
     return Outcome({"user": args.user, "stored": args.store, **found}, _told(args.user, found))
 
-# %% ../nbs/cli.ipynb #0c3fb027
+# %% ../nbs/cli.ipynb #c2fea814
 def _at(args, settings: Settings, engine, user_id: int):
     """The moment of `--at` in UTC, else ten in the morning of the person's day after the newest day."""
     from datetime import UTC, datetime, time, timedelta
@@ -311,10 +311,13 @@ def _recommend(args, settings: Settings) -> Outcome:
     """What to advise a person, and why."""
     from fincoach.data.database import find_user
     from fincoach.serving import EnhancedCQLModelService
+    from fincoach.serving.actions import Limits
+    from fincoach.serving.artifacts import champion
 
     engine = _engine(args, settings)
     user_id = find_user(engine, args.user)
-    service = EnhancedCQLModelService(engine, settings.artifacts)
+    given = Limits(settings.messages_per_week, settings.quiet_from, settings.quiet_until, settings.explore, settings.rest_days)
+    service = EnhancedCQLModelService(engine, settings.artifacts, None if champion(settings.artifacts, "recommendation") else given)
     found = service.get_segment_aware_recommendation(user_id, _at(args, settings, engine, user_id)).to_dict()
     return Outcome({"user": args.user, **found}, _advised(args.user, found))
 

@@ -479,7 +479,7 @@ def serving_parameters(artifacts: str | Path, version: str | None) -> Segmentati
     except (ArtifactError, ParametersError):
         return None
 
-# %% ../../nbs/learn/retrain.ipynb #f3ce2dba
+# %% ../../nbs/learn/retrain.ipynb #42a00380
 def _segmentation_recipe(settings: Settings, day: date, seed: int | None):
     return segments.Recipe.of(settings, day, seed=seed)
 
@@ -490,7 +490,10 @@ def _train_segmentation(artifacts: Path, found: Prepared, recipe, parent: str | 
 
 
 def _recommendation_recipe(settings: Settings, day: date, seed: int | None):
-    return advice.Recipe.of(settings, day, seed=seed, segmentation=champion(settings.artifacts, "segmentation") or "")
+    within = champion(settings.artifacts, "segmentation")
+    if within is None:
+        raise NothingToLearn("advice is learned within segments, and no segmentation serves yet: `fincoach retrain --model segmentation` first")
+    return advice.Recipe.of(settings, day, seed=seed, segmentation=within)
 
 
 def _train_recommendation(artifacts: Path, found: Prepared, recipe, parent: str | None, say):
