@@ -629,7 +629,7 @@ class RecommendationBandit(_Counted):
         """How each strategy did in each segment, as of `at`: counts, share that helped with an interval, chance to be the best."""
         return _performance(self, at)
 
-# %% ../../nbs/serving/bandit.ipynb #4ca892fd
+# %% ../../nbs/serving/bandit.ipynb #56f82c91
 @dataclass(frozen=True, repr=False)
 class BanditPerformance(Card):
     """How strategies did. `rows` are dictionaries: one a segment and strategy."""
@@ -652,8 +652,8 @@ class BanditPerformance(Card):
         heads = {"segment": "Segment", "strategy": "Strategy", "decisions": "Decisions", "effective": "of which still tell", "mean": "helped", "low": "from", "high": "to",
                  "best": "chance to be best", "probability": "chosen with"}
         formats = {"decisions": ",d", "effective": ",.1f"} | dict.fromkeys(("mean", "low", "high", "best", "probability"), ".1%")
-        lead = prose(f"Chosen by **{self.algorithm}**. *Helped*: the share of decisions that were accepted and not called unhelpful, older weeks "
-                     "counting less; *from* and *to* hold the true share with a probability of 95 %, if nothing changed in the meantime.")
+        lead = prose(f"Chosen by **{self.algorithm.replace('_', ' ')}**. **Helped** is the share of decisions that were accepted and not called unhelpful, older weeks "
+                     "counting less; **from** and **to** hold the true share with a probability of 95 %, if nothing changed in the meantime.")
         return join([lead, html_table(self.rows, heads, formats, bars=("probability",))])
 
 
