@@ -5,6 +5,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores: threads of libraries would only wait for each other
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
