@@ -876,3 +876,11 @@ def test_serving_needs_nothing_heavy(mine):
     done = subprocess.run([sys.executable, "-W", "error", "-c", FRESH % (HEAVY,), url, str(mine.artifacts)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("kind", [SegmentationParameters, PolicyParameters, BanditState])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' * 50_000, "{", b"\xff\xfe", '{"format": NaN}', "[]"], ids=range(6))
+def test_no_text_makes_a_strict_reader_fail_otherwise(kind, text):
+    """JSON nested deeper than Python can follow is no exception: one reader opens all three files."""
+    with pytest.raises(ParametersError):
+        kind.from_json(text)

@@ -8,7 +8,7 @@ __all__ = ['ALGORITHMS', 'MILLION', 'FORMAT', 'HORIZON', 'OUTCOMES', 'chances_to
            'StrategyUpdater', 'Choice', 'draw', 'calm', 'promised', 'pool_in', 'RecommendationBandit',
            'BanditPerformance']
 
-# %% ../../nbs/serving/bandit.ipynb #ee30cc7b
+# %% ../../nbs/serving/bandit.ipynb #6c0fa07c
 import json
 import math
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ..data.database import explained, writing
 from ..data.tables import SEGMENTS, BanditCount, BanditUpdate, RecommendationFeedback, RecommendationHistory
 from .actions import STRATEGY_NAMES, pool_of, relevance
-from .inference import ParametersError, _need, _no_constant, _number, _record, _text
+from .inference import ParametersError, _need, _number, _opened, _record, _text
 from ..show import Card, Html, join, prose
 from ..show import table as html_table
 
@@ -369,17 +369,9 @@ class BanditState:
         """The state in JSON `text`; `ParametersError` says what is wrong and where."""
         return _from_json(text)
 
-# %% ../../nbs/serving/bandit.ipynb #d36e0adf
+# %% ../../nbs/serving/bandit.ipynb #2b8d37f2
 def _from_json(text: str | bytes) -> BanditState:
-    try:
-        found = json.loads(text, parse_constant=_no_constant)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise ParametersError(f"not JSON: {e}") from None
-    form = found.get("format") if isinstance(found, dict) else None
-    _need(type(form) is int and form > 0, f"format = {form!r}: must be a whole number from 1")
-    if form > FORMAT:
-        raise ParametersError(f"format {form} is newer than the {FORMAT} this FinCoach reads: upgrade fincoach", "newer")
-    found = dict(_record(BanditState, found, "the file"))
+    found = _opened(text, BanditState, FORMAT)
     _need(isinstance(found["pools"], dict) and isinstance(found["counts"], list), "pools must be an object, and counts a list")
     whole = {str(g): g for g in range(-1, len(SEGMENTS))}
     found["pools"] = {whole.get(g, g): pool for g, pool in found["pools"].items()}

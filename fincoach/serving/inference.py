@@ -164,21 +164,26 @@ class SegmentationParameters:
         """Parameters from JSON text; `ParametersError` says what is wrong and where."""
         return _from_json(text)
 
-# %% ../../nbs/serving/inference.ipynb #2e58a8a8
+# %% ../../nbs/serving/inference.ipynb #2dd86eea
 def _no_constant(name: str):
     raise ParametersError(f"{name} is not a number that parameters may hold")
 
 
-def _from_json(text: str | bytes) -> SegmentationParameters:
+def _opened(text: str | bytes, kind: type, newest: int) -> dict:
+    """The fields of a `kind` in JSON `text`, all there and no other, of a format up to `newest`; `ParametersError` otherwise."""
     try:
         found = json.loads(text, parse_constant=_no_constant)
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ParametersError(f"not JSON: {e}") from None
     form = found.get("format") if isinstance(found, dict) else None
     _need(type(form) is int and form > 0, f"format = {form!r}: must be a whole number from 1")
-    if form > FORMAT:
-        raise ParametersError(f"format {form} is newer than the {FORMAT} this FinCoach reads: upgrade fincoach", "newer")
-    found = dict(_record(SegmentationParameters, found, "the file"))
+    if form > newest:
+        raise ParametersError(f"format {form} is newer than the {newest} this FinCoach reads: upgrade fincoach", "newer")
+    return dict(_record(kind, found, "the file"))
+
+
+def _from_json(text: str | bytes) -> SegmentationParameters:
+    found = _opened(text, SegmentationParameters, FORMAT)
     try:
         found["as_of"] = date.fromisoformat(found["as_of"])
     except (TypeError, ValueError):

@@ -7,7 +7,7 @@ __all__ = ['Score', 'best_action', 'action_probabilities', 'by_strategy', 'mixed
            'Parts', 'parts_of', 'Flip', 'flips_of', 'around', 'Usual', 'ValueUsual', 'PolicyParameters', 'usual_of',
            'values_of']
 
-# %% ../../nbs/serving/policy.ipynb #ece0c134
+# %% ../../nbs/serving/policy.ipynb #0019cc3a
 import hashlib
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from fincoach.serving.inference import (
     ParametersError,
     SegmentationParameters,
     _need,
-    _no_constant,
+    _opened,
     _number,
     _record,
     _text,
@@ -384,7 +384,7 @@ class PolicyParameters:
         """Parameters from JSON text; `ParametersError` says what is wrong and where."""
         return _from_json(text)
 
-# %% ../../nbs/serving/policy.ipynb #434309de
+# %% ../../nbs/serving/policy.ipynb #004e61bb
 def _rows_of(kind: type, rows, where: str) -> tuple:
     """A list of objects as a tuple of the named tuple `kind`, whose fields each must have exactly."""
     _need(isinstance(rows, list), f"{where} must be a list")
@@ -394,15 +394,7 @@ def _rows_of(kind: type, rows, where: str) -> tuple:
 
 
 def _from_json(text: str | bytes) -> PolicyParameters:
-    try:
-        found = json.loads(text, parse_constant=_no_constant)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise ParametersError(f"not JSON: {e}") from None
-    form = found.get("format") if isinstance(found, dict) else None
-    _need(type(form) is int and form > 0, f"format = {form!r}: must be a whole number from 1")
-    if form > FORMAT:
-        raise ParametersError(f"format {form} is newer than the {FORMAT} this FinCoach reads: upgrade fincoach", "newer")
-    found = dict(_record(PolicyParameters, found, "the file"))
+    found = _opened(text, PolicyParameters, FORMAT)
     try:
         found["as_of"] = date.fromisoformat(found["as_of"])
     except (TypeError, ValueError):
