@@ -31,6 +31,7 @@ LAB = [
     "statsmodels>=0.15,<1",
     "torch>=2.13,<3",
     "onnx>=1.23,<2",
+    "skl2onnx>=1.20,<2",
     "joblib>=1.6,<2",
     "matplotlib>=3.11,<4",
     "seaborn>=0.13,<1",

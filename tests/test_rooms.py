@@ -15,7 +15,8 @@ BELOW = {
     "serving": {"data", "features"},
     "segments": {"data", "features", "evaluate", "serving"},
     "recommend": {"data", "features", "evaluate", "serving"},
-    "learn": {"data", "features", "evaluate", "serving", "segments", "recommend"},
+    "forecast": {"data", "features", "evaluate", "serving"},
+    "learn": {"data", "features", "evaluate", "serving", "segments", "recommend", "forecast"},
 }
 FREE = {"settings", "show", ""}
 HEAVY = ("torch", "sklearn", "pandas", "scipy", "matplotlib", "plotly", "statsmodels", "seaborn", "numba", "polars", "sqlalchemy")
