@@ -11,7 +11,7 @@ from conftest import ROOT
 BELOW = {
     "data": set(),
     "features": {"data"},
-    "evaluate": {"data", "features"},
+    "evaluate": {"data", "features", "serving"},
     "serving": {"data", "features"},
     "segments": {"data", "features", "evaluate", "serving"},
     "recommend": {"data", "features", "evaluate", "serving"},
