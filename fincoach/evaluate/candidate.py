@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['json_bytes', 'pickled', 'manifest_of', 'Candidate']
 
-# %% ../../nbs/evaluate/candidate.ipynb #2cc931bf
+# %% ../../nbs/evaluate/candidate.ipynb #ac9829eb
 import io
 import json
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import joblib
 
 import fincoach
 from .lineage import code_hash
-from .report import Verdict, ValidationReport
+from .report import ValidationReport, Verdict
 from ..serving.artifacts import publish
 from ..show import plain
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['HORIZON', 'ALPHAS', 'CUTS', 'BEST_WIDE', 'BEST_NARROW', 'Recipe', 'Data', 'take_data', 'transitions', 'config',
            'held_out', 'Fitted', 'fit', 'first_counts', 'outcome_audit', 'policies_of', 'champion_policy',
-           'network_gap', 'probability_gap', 'sensitivity', 'other_weights', 'examine', 'TrainedRecommendation',
-           'finish', 'train_recommendation']
+           'network_gap', 'probability_gap', 'sensitivity', 'other_weights', 'examine', 'finish',
+           'train_recommendation']
 
-# %% ../../nbs/recommend/training.ipynb #5c9c70fa
+# %% ../../nbs/recommend/training.ipynb #2f3453f9
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -20,12 +20,12 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from ..data.validate import day_ends
+from ..evaluate.candidate import Candidate
 from ..evaluate.lineage import NotEnoughData, bands, leak_audit, version_name
-from ..evaluate.report import ValidationReport, Verdict
 from ..features.state import ENHANCED_NAMES, WEEKLY_NAMES, EnhancedStateVector, Peers, feature_config
 from .cql import CQLConfig, SegmentAwareTrainer, TrainedQ, best_of, clone_behaviour, n_step, select_alpha
 from .decisions import Decisions, read_decisions
-from .dossier import CHAMPION, EVEN, Evidence, files_of, manifest_of, write_report
+from .dossier import CHAMPION, EVEN, Evidence, files_of, manifest, write_report
 from fincoach.recommend.evidence import (
     LOGGED, NOTHING, RULES, SERVED, Held, ModelEvaluator, PartModel, agreement, by_band, by_group, by_part, carry_over, chances_within, choices, doubt, greedy, limited,
     logged_chances, plain_policies, relative_gain, repeats, replay, rested_actions, segments_in, served_policy,
@@ -35,7 +35,7 @@ from .oracle import learnable, regret, true_relevance
 from .rewards import PARTS, MultiObjectiveReward, weightings
 from .worth import feature_worth
 from ..serving.actions import ACTION_NAMES, STRATEGY_NAMES, Limits, eligible, pool_of, strategy_mask
-from ..serving.artifacts import Artifact, ArtifactError, publish
+from ..serving.artifacts import Artifact, ArtifactError
 from ..serving.bandit import MILLION, BanditState, RecommendationBandit, week_of
 from ..serving.inference import ParametersError, SegmentationParameters
 from ..serving.network import Network, NetworkError
@@ -457,40 +457,15 @@ def _regret(truth, test: Held, policies, recipe: Recipe):
         told = learnable(test.states, true, test.decisions.user_id, seed=recipe.seed)
     return regret(true, test.decisions.action, test.decisions.user_id, {k: p for k, p in policies.items() if k != NOTHING}, told, test.allowed)
 
-# %% ../../nbs/recommend/training.ipynb #0705a10f
-@dataclass(frozen=True)
-class TrainedRecommendation:
-    """A trained version, not yet published: evidence, report, files (name -> bytes) and manifest."""
-
-    evidence: Evidence
-    report: ValidationReport
-    files: dict[str, bytes] = field(repr=False)
-    manifest: dict = field(repr=False)
-
-    @property
-    def version(self) -> str:
-        """The version's name."""
-        return self.evidence.version
-
-    @property
-    def verdict(self) -> Verdict:
-        """Promote or hold, with the gates."""
-        return self.report.verdict
-
-    def publish(self, artifacts) -> str:
-        """Write the version below the folder `artifacts`, without promoting it; its name."""
-        publish(artifacts, "recommendation", self.version, self.files, self.manifest)
-        return self.version
-
-
-def finish(e: Evidence) -> TrainedRecommendation:
+# %% ../../nbs/recommend/training.ipynb #5d7bf03c
+def finish(e: Evidence) -> Candidate:
     """Report, files and manifest of what was found."""
     report = write_report(e)
-    return TrainedRecommendation(e, report, files_of(e, report), manifest_of(e, report.verdict))
+    return Candidate(e, report, files_of(e, report), manifest(e, report.verdict))
 
-# %% ../../nbs/recommend/training.ipynb #8288d193
+# %% ../../nbs/recommend/training.ipynb #8d03f2c2
 def train_recommendation(snapshot, recipe: Recipe, segmentation: SegmentationParameters | None, truth: dict | None = None, parent: str | None = None,
-                         champion: Artifact | None = None, findings=(), say: Callable[[str], None] = lambda text: None) -> TrainedRecommendation:
+                         champion: Artifact | None = None, findings=(), say: Callable[[str], None] = lambda text: None) -> Candidate:
     """Train on a snapshot as `recipe` says, and judge the result; nothing is written.
 
     `segmentation`: the parameters that say who is in which segment. `truth`: a population's, to measure regret. `parent`: the version that

@@ -5,18 +5,14 @@
 # %% auto #0
 __all__ = ['HORIZON', 'WORSE_BY', 'Recipe', 'Data', 'features_at', 'take_data', 'rivals', 'by_rules', 'foresight', 'Use', 'use',
            'sensitivity', 'by_group', 'Recovery', 'planted', 'recover', 'Comparison', 'compare', 'Evidence', 'gates',
-           'judge', 'write_report', 'FeaturePipeline', 'files_of', 'TrainedSegmentation', 'finish', 'fit', 'examine',
-           'train_segmentation']
+           'judge', 'write_report', 'FeaturePipeline', 'files_of', 'finish', 'fit', 'examine', 'train_segmentation']
 
-# %% ../../nbs/segments/training.ipynb #34e30ea0
-import io
-import json
+# %% ../../nbs/segments/training.ipynb #ad3af14f
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from typing import ClassVar
 
-import joblib
 import numpy as np
 import polars as pl
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -27,6 +23,7 @@ from threadpoolctl import threadpool_limits
 import fincoach
 from ..data.tables import SEGMENTS
 from ..data.validate import MinimumData, minimum_data
+from ..evaluate.candidate import Candidate, json_bytes, manifest_of, pickled
 from fincoach.evaluate.clusters import (
     Estimate, Lasting, adjusted_rand, adjusted_rand_interval, matched, nearest, reliability,
     silhouette, supervised_ceiling, temporal_stability, usefulness,
@@ -43,10 +40,9 @@ from fincoach.segments.model import (
     BEHAVIOUR, PROTOTYPES, UserSegmentationModel, bend, informative, matrix, outcomes, place, two_step_fit,
 )
 from .profiles import SegmentProfiler
-from ..serving.artifacts import publish
 from ..serving.inference import SegmentationParameters, pack_people, standardise
 from ..serving.segmentation import RULES
-from ..show import heatmap, histogram, intervals, plain, segment_colour, shares
+from ..show import heatmap, histogram, intervals, segment_colour, shares
 
 # %% ../../nbs/segments/training.ipynb #54046cde
 HORIZON = 84  # days: how far ahead a segment must foresee, and how far back the earlier look is taken
@@ -706,19 +702,7 @@ def write_report(e: Evidence) -> ValidationReport:
     made_from = {"snapshot": e.snapshot_hash, "seed": str(e.recipe.seed), "package": f"fincoach {fincoach.__version__}"}
     return ValidationReport("segmentation", "Behavioural segments", e.version, e.recipe.as_of, verdict, sections, facts, made_from)
 
-# %% ../../nbs/segments/training.ipynb #5623f64a
-def _json(value) -> bytes:
-    """Plain values as JSON text, NaN as null, keys in the order given."""
-    return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _pickled(value) -> bytes:
-    """`value` as joblib writes it."""
-    out = io.BytesIO()
-    joblib.dump(value, out)
-    return out.getvalue()
-
-# %% ../../nbs/segments/training.ipynb #2e69555a
+# %% ../../nbs/segments/training.ipynb #dd2fd807
 @dataclass(frozen=True)
 class FeaturePipeline:
     """From a snapshot and a day to the coordinates the model sees: what `feature_engineering_pipeline.pkl` holds."""
@@ -739,72 +723,35 @@ def files_of(e: Evidence, report: ValidationReport) -> dict[str, bytes]:
         "segmentation.json": parameters.to_json().encode(),
         "people.npz": pack_people(parameters, e.model.user_ids, e.model.raw),
         "user_segments.csv": e.assignments.select(chosen).write_csv(float_precision=6).encode(),
-        "segment_profiles.json": _json(e.profiles),
-        "feature_config.json": _json(feature_config()),
-        "model_configs/segmentation.json": _json(_configuration(e)),
-        "model_metadata.json": _json(manifest_of(e, report.verdict)),
-        "user_segmentation_model.pkl": _pickled(e.model),
-        "feature_engineering_pipeline.pkl": _pickled(FeaturePipeline(parameters.to_json())),
+        "segment_profiles.json": json_bytes(e.profiles),
+        "feature_config.json": json_bytes(feature_config()),
+        "model_configs/segmentation.json": json_bytes(_configuration(e)),
+        "model_metadata.json": json_bytes(_manifest(e, report.verdict)),
+        "user_segmentation_model.pkl": pickled(e.model),
+        "feature_engineering_pipeline.pkl": pickled(FeaturePipeline(parameters.to_json())),
         "validation_reports/segmentation.html": report.to_html().encode(),
-        "validation_reports/segmentation.json": _json(report.to_dict()),
+        "validation_reports/segmentation.json": json_bytes(report.to_dict()),
     }
 
-# %% ../../nbs/segments/training.ipynb #4310e710
+# %% ../../nbs/segments/training.ipynb #6ab92bbd
 def _configuration(e: Evidence) -> dict:
     """What was chosen: the recipe, the features in use and the documented patterns."""
     patterns = {name: [t._asdict() for t in traits] for name, traits in PROTOTYPES.items()}
     return {"recipe": e.recipe.to_dict(), "features": e.model.names, "left_out": e.model.dropped, "patterns": patterns}
 
 
-def manifest_of(e: Evidence, verdict: Verdict) -> dict:
-    """What the manifest says about a version beside the sums of its files: parameters, seed, snapshot, metrics, verdict, segments."""
+def _manifest(e: Evidence, verdict: Verdict) -> dict:
+    """What the manifest says about a version beside the sums of its files."""
     segments = [{"segment_id": n.segment_id, "name": n.name, "people": e.sizes[c], "share": e.sizes[c] / sum(e.sizes), "sentence": e.sentences[c]}
                 for c, n in enumerate(e.model.naming)]
-    metrics = {g.name: g.value for g in verdict.gates}
-    wide = max(len(s["name"]) for s in segments)
-    return plain({
-        "learned": [f"{s['share']:>4.0%}  {s['name']:<{wide}}  {s['sentence']}" for s in segments],
-        "as_of": e.recipe.as_of, "seed": e.recipe.seed, "parameters": e.recipe.to_dict(), "snapshot": e.snapshot_hash,
-        "package": fincoach.__version__, "code": code_hash(Recipe.MADE_BY), "parent": e.parent,
-        "made_up": e.recovery is not None,
-        "people": len(e.assignments), "metrics": metrics, "segments": segments,
-        "verdict": {"decision": verdict.decision, "headline": verdict.headline, "gates": [_gate(g) for g in verdict.gates]}})
+    learned = [f"{s['share']:.0%} {s['name']}: {s['sentence']}" for s in segments]
+    return manifest_of(e.recipe, e.snapshot_hash, verdict, len(e.assignments), learned, e.parent, made_up=e.recovery is not None, segments=segments)
 
-
-def _gate(g: Gate) -> dict:
-    """A gate's figures."""
-    return {"name": g.name, "value": g.value, "threshold": g.threshold, "passed": g.passed, "blocking": g.blocking, "meaning": g.meaning}
-
-# %% ../../nbs/segments/training.ipynb #e006b767
-@dataclass(frozen=True)
-class TrainedSegmentation:
-    """A trained version, not yet published: evidence, report, files (name -> bytes) and manifest."""
-
-    evidence: Evidence
-    report: ValidationReport
-    files: dict[str, bytes] = field(repr=False)
-    manifest: dict = field(repr=False)
-
-    @property
-    def version(self) -> str:
-        """The version's name."""
-        return self.evidence.version
-
-    @property
-    def verdict(self) -> Verdict:
-        """Promote or hold, with the gates."""
-        return self.report.verdict
-
-    def publish(self, artifacts) -> str:
-        """Write the version below the folder `artifacts`, without promoting it; its name."""
-        publish(artifacts, "segmentation", self.version, self.files, self.manifest)
-        return self.version
-
-
-def finish(e: Evidence) -> TrainedSegmentation:
+# %% ../../nbs/segments/training.ipynb #6492a0ae
+def finish(e: Evidence) -> Candidate:
     """Report, files and manifest of what was found."""
     report = write_report(e)
-    return TrainedSegmentation(e, report, files_of(e, report), manifest_of(e, report.verdict))
+    return Candidate(e, report, files_of(e, report), _manifest(e, report.verdict))
 
 # %% ../../nbs/segments/training.ipynb #b31f1cb1
 def fit(data: Data, recipe: Recipe, version: str) -> UserSegmentationModel:
@@ -841,9 +788,9 @@ def _lasting(model: UserSegmentationModel, data: Data) -> Lasting:
     both = model.predict(data.earlier).join(model.predict(data.features), on="user_id", maintain_order="left")
     return temporal_stability(both["segment_name"].to_numpy(), both["segment_name_right"].to_numpy())
 
-# %% ../../nbs/segments/training.ipynb #be5f7117
+# %% ../../nbs/segments/training.ipynb #9d341620
 def train_segmentation(snapshot, recipe: Recipe, truth: dict | None = None, parent: str | None = None,
-                       champion: SegmentationParameters | None = None, findings=(), say: Callable[[str], None] = lambda text: None) -> TrainedSegmentation:
+                       champion: SegmentationParameters | None = None, findings=(), say: Callable[[str], None] = lambda text: None) -> Candidate:
     """Train on a snapshot as `recipe` says, and judge the result; nothing is written.
 
     `truth`: a population's, to measure recovery. `parent`: the version that serves, `champion`: its parameters. Raises `NotEnoughData`.
