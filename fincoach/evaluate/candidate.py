@@ -31,15 +31,14 @@ def pickled(value) -> bytes:
     joblib.dump(value, out)
     return out.getvalue()
 
-# %% ../../nbs/evaluate/candidate.ipynb #22925d1d
+# %% ../../nbs/evaluate/candidate.ipynb #76e98534
 def manifest_of(recipe, snapshot_hash: str, verdict: Verdict, people: int, learned, parent: str | None = None, **more) -> dict:
     """What a version's manifest says beside the sums of its files, as plain values.
 
     `recipe` has `as_of`, `seed`, `to_dict()` and `MADE_BY`; `learned` are sentences for people; `parent` is the version it was judged against;
     `more` is whatever else the model wants to be known.
     """
-    shown = ("name", "value", "threshold", "passed", "blocking", "meaning")
-    gates = [{k: getattr(g, k) for k in shown} for g in verdict.gates]
+    gates = [g.to_dict() for g in verdict.gates]
     return plain({
         "learned": list(learned), "as_of": recipe.as_of, "seed": recipe.seed, "parameters": recipe.to_dict(), "snapshot": snapshot_hash,
         "package": fincoach.__version__, "code": code_hash(recipe.MADE_BY), "parent": parent, "people": people,
