@@ -885,7 +885,7 @@ class Population:
     - `traits`: user_id, phase (0 before a change, 1 after), from_at, segment_id, one column a trait
     - `responses`: user_id, phase, action, probability of a yes
     - `streams`: id, user_id, category_id, merchant, amount_minor, period, anchor, shift, start_at, end_at (exclusive), variation
-    - `goals`: goal_id, odds of being reached in time as of the day it was set, abandoned_at
+    - `goals`: goal_id, odds of being reached in time as of the day it was set, plan (EUR a month), payday (day of the month), abandoned_at
     """
 
     frames: dict[str, pl.DataFrame]
@@ -926,7 +926,8 @@ def _truth_money(plan: _Plan) -> dict[str, pl.DataFrame]:
         "id": np.arange(1, len(s) + 1), "user_id": s["user"] + 1, "category_id": s["category"], "merchant": _NAMES[s["merchant"]],
         "amount_minor": s["amount"], "period": [period[k] for k in zip(s["months"].tolist(), s["days"].tolist(), strict=True)],
         "anchor": s["anchor"], "shift": s["shift"], "start_at": _dates(s["start"]), "end_at": _dates(s["end"]), "variation": s["variation"]})
-    goals = pl.DataFrame({"goal_id": np.arange(1, len(g) + 1), "odds": g["odds"], "abandoned_at": _moments_utc(np.where(g["abandoned"] > 0, g["abandoned"], -1))})
+    goals = pl.DataFrame({"goal_id": np.arange(1, len(g) + 1), "odds": g["odds"], "plan": g["plan"], "payday": plan.people["goal_day"][g["user"], 0],
+                          "abandoned_at": _moments_utc(np.where(g["abandoned"] > 0, g["abandoned"], -1))})
     return {"streams": streams, "goals": goals}
 
 # %% ../../nbs/data/population.ipynb #ac242207
