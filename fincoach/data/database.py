@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MIGRATIONS', 'REVISIONS', 'VERSION_TABLE', 'STATES', 'Frames', 'SCHEMA', 'NEVER', 'DatabaseError', 'connect',
            'writing', 'state', 'require', 'upgrade', 'downgrade', 'revision', 'drift', 'conform', 'check_references',
-           'new_categories', 'load', 'counts', 'find_user', 'PersonRows', 'end_of_day', 'read_person']
+           'new_categories', 'load', 'counts', 'find_user', 'PersonRows', 'Asking', 'reading', 'end_of_day', 'rows_of',
+           'read_person']
 
 # %% ../../nbs/data/database.ipynb #44006b34
 import difflib
@@ -491,9 +492,46 @@ class PersonRows(NamedTuple):
     contribution_minor: np.ndarray
     kinds: np.ndarray  # int8 by category id: its place in KINDS, -1 where there is no such category
 
-# %% ../../nbs/data/database.ipynb #933b0b4c
+# %% ../../nbs/data/database.ipynb #baee4868
+class Asking:
+    """Sends a statement, with `?` for each value, straight through the driver; called, it gives back the cursor, to be fetched from before the next.
+
+    Moments go in as a database of FinCoach holds them. What SQLAlchemy adds to a statement takes longer than SQLite does for a small one.
+    """
+
+    def __init__(self, cursor, sqlite: bool):
+        self.cursor, self.sqlite = cursor, sqlite
+
+    def __call__(self, statement: str, *values):
+        if self.sqlite:
+            return self.cursor.execute(statement, [to_micros(v) if isinstance(v, datetime) else v for v in values])
+        return self.cursor.execute(statement.replace("?", "%s"), values)
+
+
+@contextmanager
+def reading(engine: sa.Engine):
+    """An `Asking` on one connection for several questions, each of which sees what is committed when it is asked: for reading only."""
+    raw, sqlite = engine.raw_connection(), engine.dialect.name == "sqlite"
+    try:
+        if not sqlite:  # otherwise PostgreSQL is told of a beginning and of an end, which are two ways there and back
+            raw.driver_connection.autocommit = True
+        ask = Asking(raw.driver_connection.cursor(**({} if sqlite else {"binary": True})), sqlite)
+        yield ask
+        ask.cursor.close()
+    finally:
+        try:
+            if not sqlite:
+                raw.driver_connection.autocommit = False
+        except engine.dialect.loaded_dbapi.Error:
+            raw.invalidate()  # a broken connection: it must not come back as one that commits by itself
+        raw.close()
+
+# %% ../../nbs/data/database.ipynb #98443139
 _PERSON = "SELECT u.external_id, u.timezone, u.currency, p.opening_balance_minor FROM users u LEFT JOIN user_profiles p ON p.user_id = u.id WHERE u.id = ?"
 _ROWS = "SELECT occurred_at, category_id, amount_minor FROM transactions WHERE user_id = ? AND currency = ? AND occurred_at < ? ORDER BY occurred_at, id"
+_IN_TEXT = f"SELECT group_concat(occurred_at), group_concat(category_id), group_concat(amount_minor) FROM ({_ROWS})"
+_IN_BYTES = f"""SELECT string_agg(timestamptz_send(occurred_at), ''::bytea), string_agg(int8send(category_id), ''::bytea),
+                string_agg(int8send(amount_minor), ''::bytea) FROM ({_ROWS}) AS o"""
 _GOALS = "SELECT id, target_minor, created_at, due_at, closed_at FROM financial_goals WHERE user_id = ? AND currency = ? AND created_at < ? ORDER BY id"
 _GIVEN = """SELECT g.id, c.contributed_at, c.amount_minor FROM goal_contributions c JOIN financial_goals g ON g.id = c.goal_id
             WHERE g.user_id = ? AND g.currency = ? AND g.created_at < ? AND c.contributed_at < ? ORDER BY c.contributed_at, c.id"""
@@ -516,32 +554,43 @@ def _kind_numbers(rows: list[tuple]) -> np.ndarray:
         kinds[id] = KINDS.index(kind)
     return kinds
 
-# %% ../../nbs/data/database.ipynb #247d5f3e
+# %% ../../nbs/data/database.ipynb #07a90f12
+_TO_2000, _FIRST = to_micros(datetime(2000, 1, 1, tzinfo=UTC)), to_micros(datetime.min.replace(tzinfo=UTC))
+
+
+def _transactions(ask: Asking, *values) -> np.ndarray:
+    """A person's transactions as a (3, rows) int64 array: moment, category, amount."""
+    found, sqlite = ask(_IN_TEXT if ask.sqlite else _IN_BYTES, *values).fetchone(), ask.sqlite
+    if found[0] is None:
+        return np.empty((3, 0), np.int64)
+    columns = [np.fromstring(c, np.int64, sep=",") if sqlite else np.frombuffer(c, ">i8").astype(np.int64) for c in found]
+    if not sqlite:
+        columns[0] += _TO_2000  # PostgreSQL counts microseconds from 2000 on
+        if columns[0][0] < _FIRST:  # -infinity comes as the smallest number that there is
+            raise DatabaseError(f"transactions of user {values[0]} lie before the year 1: moments from 0001-01-01 on are needed")
+    elif len({*map(len, columns)}) > 1 or (columns[0][1:] < columns[0][:-1]).any():  # not whole numbers, or not in order: one by one
+        return _columns(ask(_ROWS, *values).fetchall(), 3)
+    return np.stack(columns)
+
+# %% ../../nbs/data/database.ipynb #94e16f4a
 def end_of_day(day: date, zone: str) -> datetime:
     """The moment from which no row belongs to `day` in `zone` any more: the next local midnight, the last one if there are two."""
     midnight = datetime.combine(day + timedelta(days=1), time(), ZoneInfo(zone))
     return max(midnight.astimezone(UTC), midnight.replace(fold=1).astimezone(UTC))
 
 
+def rows_of(ask: Asking, user_id: int, person: tuple, as_of: date) -> PersonRows:
+    """The rows of a person (external id, time zone, currency, opening balance) up to the end of the local `as_of` day; `ask` as from `reading`."""
+    own, end = person[2], end_of_day(as_of, person[1])
+    rows, goals = _transactions(ask, user_id, own, end), _columns(ask(_GOALS, user_id, own, end).fetchall(), 5)
+    given = _columns(ask(_GIVEN, user_id, own, end, end).fetchall(), 3)
+    kinds = _kind_numbers(ask(_KINDS).fetchall())
+    return PersonRows(user_id, *person, *rows, *goals, np.searchsorted(goals[0], given[0]), *given[1:], kinds)
+
+
 def read_person(engine: sa.Engine, user_id: int, as_of: date) -> PersonRows:
     """Everything about one person up to the end of the `as_of` day in their own zone. Raises `DatabaseError` if unknown."""
-    sqlite = engine.dialect.name == "sqlite"
-    with explained(engine):
-        raw = engine.raw_connection()
-        try:
-            cursor = raw.cursor()
-
-            def read(statement, *values):
-                cursor.execute(statement if sqlite else statement.replace("?", "%s"), values)
-                return cursor.fetchall()
-
-            if not (person := read(_PERSON, user_id)):
-                raise DatabaseError(f"there is nobody with the id {user_id} in {_where(engine)}")
-            own, end = person[0][2], end_of_day(as_of, person[0][1])
-            end = to_micros(end) if sqlite else end
-            rows, goals = _columns(read(_ROWS, user_id, own, end), 3), _columns(read(_GOALS, user_id, own, end), 5)
-            given = _columns(read(_GIVEN, user_id, own, end, end), 3)
-            kinds = _kind_numbers(read(_KINDS))
-        finally:
-            raw.close()
-    return PersonRows(user_id, *person[0], *rows, *goals, np.searchsorted(goals[0], given[0]), *given[1:], kinds)
+    with explained(engine), reading(engine) as ask:
+        if (person := ask(_PERSON, user_id).fetchone()) is None:
+            raise DatabaseError(f"there is nobody with the id {user_id} in {_where(engine)}")
+        return rows_of(ask, user_id, person, as_of)
