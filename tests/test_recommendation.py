@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from fincoach.data.database import VERSION_TABLE, DatabaseError, connect, load, upgrade, writing
+from fincoach.data.database import VERSION_TABLE, DatabaseError, connect, load, reading, upgrade, writing
 from fincoach.data.population import generate
 from fincoach.data.tables import SEGMENTS, TABLES
 from fincoach.features.behavior import FEATURES, NAMES, extract
@@ -53,7 +53,7 @@ from fincoach.serving.policy import (
     usual_of,
     values_of,
 )
-from fincoach.serving.recommendation import RULES, _explain, _facts, _scorer, state_hash
+from fincoach.serving.recommendation import RULES, _explain, _scorer, state_hash
 
 DAY = date(2024, 10, 1)
 MORNING = datetime(2024, 10, 2, 9, tzinfo=UTC)
@@ -220,10 +220,16 @@ def test_a_draw_never_lands_on_probability_zero():
             assert p[drawn(u, p)] > 0
 
 
+def proposed(service, facts, at):
+    """What the service would decide, its segment, and what it stands on."""
+    with reading(service.engine) as ask:
+        return service._propose(ask, service._loaded, facts, at)
+
+
 def test_draws_of_the_service_are_as_stated(shared, world):
     """600 real moments of one person, all the way from the facts: no pattern in the hashed draws. (The notebook draws 20,000.)"""
-    f = _facts(shared.engine, world.calm, MORNING, "UTC")
-    found = [shared._propose(shared._loaded, f, MORNING + timedelta(seconds=i))[0] for i in range(600)]
+    f = shared._facts(world.calm, MORNING)
+    found = [proposed(shared, f, MORNING + timedelta(seconds=i))[0] for i in range(600)]
     for action, p in {(d.action, round(d.propensity, 12)) for d in found}:
         share = np.mean([d.action == action for d in found])
         assert abs(share - p) <= 4.5 * math.sqrt(p * (1 - p) / len(found))
@@ -420,9 +426,9 @@ def test_nothing_is_tried_out_on_people_in_stress(shared, world):
     stressed = np.flatnonzero(in_stress(world.X))
     assert len(stressed) >= 3
     for i in stressed[:6].tolist():
-        f = _facts(shared.engine, i + 1, MORNING, "UTC")
+        f = shared._facts(i + 1, MORNING)
         for k in range(40):
-            d, segment, _ = shared._propose(shared._loaded, f, MORNING + timedelta(minutes=k))
+            d, segment, _ = proposed(shared, f, MORNING + timedelta(minutes=k))
             assert d.strategy != "aggressive"
             assert (d.propensity, d.strategy_propensity) == (1.0, 1.0)
             q, may = _scorer(shared._loaded, shared._loaded.brains[0], segment, d.strategy)(f.x[None])
@@ -437,8 +443,8 @@ def test_reasons_are_exact_differences_and_changes_change_it(shared, world):
     told = 0
     wide = Network(world.files[WIDE], 35, 12)
     for u in range(1, 13):
-        f = _facts(shared.engine, u, MORNING, "UTC")
-        d, segment, _ = shared._propose(shared._loaded, f, MORNING)
+        f = shared._facts(u, MORNING)
+        d, segment, _ = proposed(shared, f, MORNING)
         e = _explain(shared._loaded, shared._loaded.brains[0], f.x, segment, d.strategy, d.action, "EUR")
 
         def values(x):

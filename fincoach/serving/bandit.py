@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ALGORITHMS', 'MILLION', 'FORMAT', 'HORIZON', 'OUTCOMES', 'chances_to_be_best', 'beta_interval', 'StrategySelector',
            'week_of', 'millionths', 'PerformanceTracker', 'LinearBandit', 'replayed', 'BanditState', 'Answer',
-           'StrategyUpdater', 'Choice', 'draw', 'calm', 'promised', 'pool_in', 'RecommendationBandit',
+           'StrategyUpdater', 'counts_in', 'Choice', 'draw', 'calm', 'promised', 'pool_in', 'RecommendationBandit',
            'BanditPerformance']
 
-# %% ../../nbs/serving/bandit.ipynb #6c0fa07c
+# %% ../../nbs/serving/bandit.ipynb #0b73e7f9
 import json
 import math
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ import polars as pl
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ..data.database import explained, writing
+from ..data.database import Asking, explained, reading, writing
 from ..data.tables import SEGMENTS, BanditCount, BanditUpdate, RecommendationFeedback, RecommendationHistory
 from .actions import STRATEGY_NAMES, pool_of, relevance
 from .inference import ParametersError, _need, _number, _opened, _record, _text
@@ -448,7 +448,7 @@ def _store(connection: sa.Connection, changed: dict, totals: dict) -> None:
     connection.execute(insert(_C).on_conflict_do_nothing(), [k | {"decisions": 0, "reward_millionths": 0} for k in keys])
     connection.execute(_MORE, [{f"at_{c}": v for c, v in k.items()} | dict(zip("nr", totals[tuple(k.values())], strict=True)) for k in keys])
 
-# %% ../../nbs/serving/bandit.ipynb #68d06287
+# %% ../../nbs/serving/bandit.ipynb #360dc930
 class StrategyUpdater:
     """Counts answers to decisions in the database behind `engine`, each once."""
 
@@ -483,17 +483,15 @@ class StrategyUpdater:
 
     def rows(self, segment_id: int | None = None) -> list[tuple[int, str, int, int, int]]:
         """The counts as rows of segment, strategy, week, decisions, reward in millionths; of one segment, or of all; sorted."""
-        asked = "SELECT segment_id, strategy, week, decisions, reward_millionths FROM bandit_counts"
-        if segment_id is not None:
-            asked += f" WHERE segment_id = {int(segment_id)}"
-        with explained(self.engine):
-            raw = self.engine.raw_connection()  # every decision asks this: straight through the driver
-            try:
-                cursor = raw.cursor()
-                cursor.execute(asked)
-                return sorted(map(tuple, cursor.fetchall()))
-            finally:
-                raw.close()
+        with explained(self.engine), reading(self.engine) as ask:
+            return counts_in(ask, segment_id)
+
+
+def counts_in(ask: Asking, segment_id: int | None = None) -> list[tuple[int, str, int, int, int]]:
+    """What `StrategyUpdater.rows` gives, asked through `fincoach.data.database.reading`: every decision needs it, with other questions."""
+    asked = "SELECT segment_id, strategy, week, decisions, reward_millionths FROM bandit_counts"
+    found = ask(asked) if segment_id is None else ask(asked + " WHERE segment_id = ?", int(segment_id))
+    return sorted(map(tuple, found.fetchall()))
 
 # %% ../../nbs/serving/bandit.ipynb #98e486b4
 def _open_answers(engine: sa.Engine, at: datetime, horizon: timedelta) -> list[Answer]:

@@ -6,14 +6,14 @@
 __all__ = ['BRAINS', 'RULES_VERSION', 'RULES', 'Brain', 'PersonFacts', 'state_hash', 'Decision', 'decide', 'Reason', 'Second',
            'Change', 'CoachingRecommendation', 'Learned', 'LoadedModels', 'EnhancedCQLModelService']
 
-# %% ../../nbs/serving/recommendation.ipynb #9f003d0b
+# %% ../../nbs/serving/recommendation.ipynb #9ea8b24a
 import hashlib
 import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -21,8 +21,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import sqlalchemy as sa
 
-from ..data.database import DatabaseError, connect, explained, read_person, writing
-from ..data.tables import CATEGORIES, SEGMENTS, TABLES, from_micros, to_micros
+from ..data.database import Asking, DatabaseError, connect, explained, reading, rows_of, writing
+from ..data.tables import CATEGORIES, SEGMENTS, TABLES, from_micros
 from ..features.behavior import FEATURES, NAMES, features_of
 from ..features.ledger import Person, day_number, person_from_rows
 from ..features.state import BASE, ENHANCED_NAMES, WEEKLY_NAMES, EnhancedStateVector, FinancialStateVector, feature_config
@@ -31,7 +31,7 @@ from fincoach.serving.actions import (
     rested, rules_policy, strategy_mask, suggestion, too_old,
 )
 from .artifacts import Artifact, ArtifactError, champion, open_version
-from .bandit import Answer, BanditPerformance, BanditState, Choice, PerformanceTracker, RecommendationBandit, StrategyUpdater
+from .bandit import Answer, BanditPerformance, BanditState, Choice, PerformanceTracker, RecommendationBandit, StrategyUpdater, counts_in
 from .bandit import draw as draw_strategy
 from .inference import ParametersError, SegmentationParameters
 from .network import Network, NetworkError
@@ -202,7 +202,7 @@ class PersonFacts(NamedTuple):
     categories: tuple[CategoryFact, ...]
     said: tuple[tuple[str, float], ...] = ()  # messages sent before: action, days ago
 
-# %% ../../nbs/serving/recommendation.ipynb #d4ecb55a
+# %% ../../nbs/serving/recommendation.ipynb #6a6b824c
 def _moment(at: datetime) -> datetime:
     """`at` in UTC; a `ServiceError` for a moment without a zone, or none that a decision can have."""
     if not isinstance(at, datetime) or at.tzinfo is None or at.utcoffset() is None:
@@ -212,14 +212,20 @@ def _moment(at: datetime) -> datetime:
     return at.astimezone(UTC)
 
 
-def _facts(engine: sa.Engine, user_id: int, at: datetime, zone: str, said=()) -> PersonFacts:
-    """The facts about a person at a moment in UTC."""
-    local = at.astimezone(ZoneInfo(zone))
+_WHO = "SELECT u.external_id, u.timezone, u.currency, p.opening_balance_minor FROM users u LEFT JOIN user_profiles p ON p.user_id = u.id WHERE u.id = ?"
+_SAID = "SELECT action, decided_at FROM recommendation_history WHERE user_id = ? AND action <> 'do_nothing' AND decided_at > ? AND decided_at < ?"
+
+
+def _facts(ask: Asking, user_id: int, at: datetime, days: int = 0) -> PersonFacts:
+    """The facts about a person at a moment in UTC, and the messages of the `days` before; a `DatabaseError` if there is nobody of that id."""
+    if (who := ask(_WHO, user_id).fetchone()) is None:
+        raise DatabaseError(f"there is nobody with the id {user_id}")
+    sent = ask(_SAID, user_id, at - timedelta(days=days), at).fetchall() if days else []
+    local = at.astimezone(ZoneInfo(who[1]))
     day = local.date() - timedelta(days=1)
-    found = read_person(engine, user_id, day)
-    person: Person = person_from_rows(found)
-    rows = int(np.searchsorted(person.day, day_number(day), side="right"))
-    return PersonFacts(user_id, local, day, features_of(person, day), rows, found.currency, category_facts(person, day_number(day)), tuple(said))
+    person: Person = person_from_rows(rows_of(ask, user_id, who, day))
+    rows, said = int(np.searchsorted(person.day, day_number(day), side="right")), tuple((action, (at - _moment_of(m)) / timedelta(days=1)) for action, m in sent)
+    return PersonFacts(user_id, local, day, features_of(person, day), rows, who[2], category_facts(person, day_number(day)), said)
 
 # %% ../../nbs/serving/recommendation.ipynb #671c5577
 def state_hash(x: np.ndarray, segment: int) -> str:
@@ -606,21 +612,13 @@ def _request(request_id: str | None, at: datetime) -> str:
         raise ServiceError(f"request_id = {request_id!r:.80}: a text of 1 to 64 printable characters is needed")
     return request_id
 
-# %% ../../nbs/serving/recommendation.ipynb #57f8aa49
+# %% ../../nbs/serving/recommendation.ipynb #96419911
 _HISTORY, _WEEK = TABLES["recommendation_history"], timedelta(days=7)
 _BEFORE = f"SELECT {', '.join(_Stored._fields)} FROM recommendation_history WHERE user_id = ? AND request_id = ?"
-_NEAR = "SELECT decided_at FROM recommendation_history WHERE user_id = ? AND action <> 'do_nothing' AND decided_at > ? AND decided_at < ?"
+_NEAR = "SELECT decided_at, 0 FROM recommendation_history WHERE user_id = ? AND action <> 'do_nothing' AND decided_at > ? AND decided_at < ?"
+_OR_SAME = " UNION ALL SELECT decided_at, 1 FROM recommendation_history WHERE user_id = ? AND request_id = ?"
 _ADD = f"INSERT INTO recommendation_history (user_id, {', '.join(_Stored._fields[1:])}) VALUES ({', '.join('?' * len(_Stored._fields))})"
 _LOCK = "SELECT id FROM users WHERE id = ? FOR NO KEY UPDATE"  # SQLite has one writer at a time, and needs no lock
-_ZONE = "SELECT timezone FROM users WHERE id = ?"
-_SAID = "SELECT action, decided_at FROM recommendation_history WHERE user_id = ? AND action <> 'do_nothing' AND decided_at > ? AND decided_at < ?"
-
-
-def _run(cursor, sqlite: bool, statement: str, *values):
-    """The cursor after a statement, straight through the driver: what SQLAlchemy adds to each would be a tenth of a decision's time."""
-    if sqlite:
-        return cursor.execute(statement, [to_micros(v) if isinstance(v, datetime) else v for v in values])
-    return cursor.execute(statement.replace("?", "%s"), values)
 
 
 def _moment_of(stored) -> datetime:
@@ -628,19 +626,20 @@ def _moment_of(stored) -> datetime:
     return stored if isinstance(stored, datetime) else from_micros(stored)
 
 
-def _before(ask: Callable, user_id: int, request_id: str) -> _Stored | None:
+def _before(ask: Asking, user_id: int, request_id: str) -> _Stored | None:
     """What was decided for a request before."""
     row = ask(_BEFORE, user_id, request_id).fetchone()
     return _Stored(row[0], _moment_of(row[1]), *row[2:]) if row else None
 
 
-def _messages(ask: Callable, user_id: int, at: datetime) -> tuple[int, int]:
-    """How many messages the seven days before `at` hold, and the seven days after: a clock that jumped back must not allow more."""
-    moments = ask(_NEAR, user_id, at - _WEEK, at + _WEEK).fetchall()
-    later = sum(_moment_of(m) > at for m, in moments)
-    return len(moments) - later, later
+def _messages(ask: Asking, user_id: int, at: datetime, request_id: str) -> tuple[int, int, bool]:
+    """How many messages the seven days before `at` hold, and the seven days after: a clock that jumped back must not allow more; whether the request is stored."""
+    found = ask(_NEAR + _OR_SAME, user_id, at - _WEEK, at + _WEEK, user_id, request_id).fetchall()
+    moments = [_moment_of(m) for m, same in found if not same]
+    later = sum(m > at for m in moments)
+    return len(moments) - later, later, len(found) > len(moments)
 
-# %% ../../nbs/serving/recommendation.ipynb #3843ee19
+# %% ../../nbs/serving/recommendation.ipynb #0bf3abd7
 def _store(engine: sa.Engine, user_id: int, request_id: str, at: datetime, limits: Limits, local: datetime, fresh: Callable[[str], _Stored]):
     """(the stored decision, why no message may be sent or '', whether it was there before, messages dated later): all in one transaction.
 
@@ -648,39 +647,25 @@ def _store(engine: sa.Engine, user_id: int, request_id: str, at: datetime, limit
     """
     sqlite = engine.dialect.name == "sqlite"
     with explained(engine), writing(engine) as connection:
-        ask = partial(_run, connection.connection.cursor(), sqlite)
+        ask = Asking(connection.connection.cursor(), sqlite)
         if not sqlite:
             ask(_LOCK, user_id)
-        earlier, later = _messages(ask, user_id, at)
+        earlier, later, same = _messages(ask, user_id, at, request_id)
+        if same:
+            return _before(ask, user_id, request_id), "", True, later
         held = hold(limits, local, earlier + later) or ""
-        if there := _before(ask, user_id, request_id):
-            return there, held, True, later
         row = fresh(held)
         values = (user_id, *row._replace(message=row.message or None)[1:])
         number = ask(_ADD, *values).lastrowid if sqlite else ask(_ADD + " RETURNING id", *values).fetchone()[0]
         return row._replace(id=number), held, False, later
 
-
-def _background(engine: sa.Engine, user_id: int, at: datetime, days: int) -> tuple[str, tuple[tuple[str, float], ...]]:
-    """The time zone of a person, and the messages of the `days` before (action, days ago); a `DatabaseError` if there is nobody of that id."""
-    with explained(engine):
-        raw, sqlite = engine.raw_connection(), engine.dialect.name == "sqlite"
-        try:
-            found = _run(raw.cursor(), sqlite, _ZONE, user_id).fetchone()
-            said = _run(raw.cursor(), sqlite, _SAID, user_id, at - timedelta(days=days), at).fetchall() if days else []
-        finally:
-            raw.close()
-    if found is None:
-        raise DatabaseError(f"there is nobody with the id {user_id}")
-    return found[0], tuple((action, (at - _moment_of(m)) / timedelta(days=1)) for action, m in said)
-
-# %% ../../nbs/serving/recommendation.ipynb #99c7728c
-def _counted(state: BanditState, engine: sa.Engine, segment: int | None) -> RecommendationBandit:
-    """The bandit of a version with the counts of a segment (None: of all): the version's own, then the database's of later weeks."""
+# %% ../../nbs/serving/recommendation.ipynb #74ae172b
+def _counted(state: BanditState, rows: list) -> RecommendationBandit:
+    """The bandit of a version with its own counts, then those of later weeks among the `rows` of the database."""
     learned = {}
     for g, _, week, _, _ in state.counts:
         learned[g] = max(week, learned.get(g, week))
-    bandit, rows = RecommendationBandit(state), StrategyUpdater(engine).rows(segment)
+    bandit = RecommendationBandit(state)
     bandit.tracker = PerformanceTracker([*state.counts, *(r for r in rows if r[2] > learned.get(r[0], -1))])
     return bandit
 
@@ -728,7 +713,7 @@ class LoadedModels(NamedTuple):
     model_version: str
     warnings: tuple[str, ...]
 
-# %% ../../nbs/serving/recommendation.ipynb #60cf3dcc
+# %% ../../nbs/serving/recommendation.ipynb #695e14bf
 class _Asking:
     """The half of the service that decides."""
 
@@ -763,40 +748,47 @@ class _Asking:
         """The limits in force with a loaded version."""
         return self._limits or (Limits(**loaded.policy.limits, explore=loaded.policy.explore) if loaded.policy else Limits())
 
-    def _chances(self, loaded: _Loaded, x: np.ndarray, segment: int, stressed: bool, at: datetime) -> dict[str, float]:
+    def _chances(self, ask: Asking, loaded: _Loaded, x: np.ndarray, segment: int, stressed: bool, at: datetime) -> dict[str, float]:
         """The probability of each strategy for a person, as of a moment, from the counts in the database."""
         context = None
         if loaded.bandit.linear is not None:
             wide = loaded.bandit.linear.b.shape[1] > BASE and loaded.policy is not None
             seen = EnhancedStateVector(x, np.int64(segment), loaded.policy.ranking).state if wide else FinancialStateVector(x).generate_weekly_state()
             context = seen.values
-        return _counted(loaded.bandit_of(segment), self.engine, segment).probabilities(segment, context, stressed, at)
+        return _counted(loaded.bandit_of(segment), counts_in(ask, segment)).probabilities(segment, context, stressed, at)
 
     def _facts(self, user_id: int, at: datetime) -> PersonFacts:
         """The facts about a person at a moment in UTC, with what was said before."""
-        return _facts(self.engine, user_id, at, *_background(self.engine, user_id, at, self.limits.rest_days))
+        with explained(self.engine), reading(self.engine) as ask:
+            return _facts(ask, user_id, at, self.limits.rest_days)
 
-    def _propose(self, loaded: _Loaded, f: PersonFacts, at: datetime) -> tuple[Decision, int, _Valued]:
-        """What would be decided if no limit forbade it, the segment, and what it stands on."""
+    def _valued(self, loaded: _Loaded, f: PersonFacts) -> tuple[_Valued, int]:
+        """What the actions are worth for a person, and the segment."""
         segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
-        brain, q, allowed, _, stressed, _ = valued = _valued(loaded, f.x, segment, f.rows, rested(self._limits_of(loaded), f.said))
+        return _valued(loaded, f.x, segment, f.rows, rested(self._limits_of(loaded), f.said)), segment
+
+    def _propose(self, ask: Asking, loaded: _Loaded, f: PersonFacts, at: datetime) -> tuple[Decision, int, _Valued]:
+        """What would be decided if no limit forbade it, the segment, and what it stands on."""
+        valued, segment = self._valued(loaded, f)
+        brain, q, allowed, _, stressed, _ = valued
         draw = tuple(uniform(f.user_id, at.isoformat(), loaded.version, step) for step in ("strategy", "action"))
         if brain is RULES:
             d = decide(q[0], allowed[0], segment, stressed, {STRATEGY_NAMES[_OPEN]: 1.0}, 0.0, draw, brain.name)
             return d._replace(strategy_propensity=None), segment, valued
-        chances = self._chances(loaded, f.x, segment, stressed, at)
+        chances = self._chances(ask, loaded, f.x, segment, stressed, at)
         return decide(q[0], allowed[0], segment, stressed, chances, self._limits_of(loaded).explore, draw, brain.name), segment, valued
 
-# %% ../../nbs/serving/recommendation.ipynb #1c60d90a
+# %% ../../nbs/serving/recommendation.ipynb #d7ab6b5e
 class _Learning(_Asking):
     """The half of the service that learns."""
 
     def select_recommendation_strategy(self, user_id: int, at: datetime) -> Choice:
         """The strategy that would be drawn for a person at a moment in UTC, with all probabilities. Nothing is stored."""
         at, loaded = _moment(at), self._loaded
-        f = self._facts(user_id, at)
-        segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
-        chances = self._chances(loaded, f.x, segment, bool(in_stress(f.x[None])[0]), at)
+        with explained(self.engine), reading(self.engine) as ask:
+            f = _facts(ask, user_id, at)
+            segment = int(loaded.places(f.x[None])[0]) if f.rows else -1
+            chances = self._chances(ask, loaded, f.x, segment, bool(in_stress(f.x[None])[0]), at)
         return draw_strategy(chances, uniform(user_id, at.isoformat(), loaded.version, "strategy"))
 
     def update_strategy_performance(self, decision_id: int, response: str, helpful: bool | None, at: datetime) -> Learned:
@@ -815,7 +807,7 @@ class _Learning(_Asking):
 
     def evaluate_strategy_performance(self, at: datetime | None = None) -> BanditPerformance:
         """How each strategy did in each segment, as of a moment in UTC (None: of the newest week that was counted)."""
-        return _counted(self._loaded.bandit, self.engine, None).evaluate_strategy_performance(at and _moment(at))
+        return _counted(self._loaded.bandit, StrategyUpdater(self.engine).rows()).evaluate_strategy_performance(at and _moment(at))
 
 # %% ../../nbs/serving/recommendation.ipynb #dd5c5be7
 _STATE_COLUMNS = {n: i for i, n in enumerate(ENHANCED_NAMES)}
@@ -832,7 +824,7 @@ def _from_state(state) -> tuple[np.ndarray, int, bool]:
     places = np.flatnonzero(values[BASE : BASE + len(SEGMENTS)])
     return values[_FROM_WIDE], int(places[0]) if len(places) == 1 else -1, True
 
-# %% ../../nbs/serving/recommendation.ipynb #e78d61b9
+# %% ../../nbs/serving/recommendation.ipynb #413f188c
 class EnhancedCQLModelService(_Learning):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
@@ -849,8 +841,11 @@ class EnhancedCQLModelService(_Learning):
         """
         at, loaded = _moment(at), self._loaded
         request_id = _request(request_id, at)
-        f = self._facts(user_id, at)
-        decision, segment, valued = self._propose(loaded, f, at)
+        with explained(self.engine), reading(self.engine) as ask:
+            if there := _before(ask, user_id, request_id):
+                return self._again(ask, loaded, user_id, there, at)
+            f = _facts(ask, user_id, at, self._limits_of(loaded).rest_days)
+            decision, segment, valued = self._propose(ask, loaded, f, at)
         words = None
 
         def fresh(held: str) -> _Stored:
@@ -860,14 +855,20 @@ class EnhancedCQLModelService(_Learning):
             return _row_of(loaded, d, words, segment, state_hash(f.x, segment), at, request_id)
 
         stored, held, repeated, later = _store(self.engine, user_id, request_id, at, self._limits_of(loaded), f.local, fresh)
-        if repeated and stored.decided_at != at:
-            f = self._facts(user_id, stored.decided_at)
-            valued = self._propose(loaded, f, stored.decided_at)[2]
-        said = valued.said
-        if later and not repeated:
-            said = [*said, f"messages dated after this moment count towards the limit ({later}): was a clock wrong?"]
-        held = held if stored.served_by == "limits" else ""  # a message that was sent is itself counted when asked again
-        return _answer(loaded, f, stored, words, valued, held, repeated, [*loaded.warnings, *said])
+        if repeated:  # somebody else stored it meanwhile
+            with explained(self.engine), reading(self.engine) as ask:
+                return self._again(ask, loaded, user_id, stored, at)
+        said = [f"messages dated after this moment count towards the limit ({later}): was a clock wrong?"] if later else []
+        return _answer(loaded, f, stored, words, valued, held, False, [*loaded.warnings, *valued.said, *said])
+
+    def _again(self, ask: Asking, loaded: _Loaded, user_id: int, stored: _Stored, at: datetime) -> CoachingRecommendation:
+        """The answer for a decision that was stored before, asked for again at a moment in UTC: nothing is drawn, nothing is stored."""
+        limits, held = self._limits_of(loaded), ""
+        f = _facts(ask, user_id, stored.decided_at, limits.rest_days)
+        if stored.served_by == "limits":  # a message that was sent is itself counted when asked again
+            held = hold(limits, at.astimezone(f.local.tzinfo), sum(_messages(ask, user_id, at, stored.request_id)[:2])) or ""
+        valued = self._valued(loaded, f)[0]
+        return _answer(loaded, f, stored, None, valued, held, True, [*loaded.warnings, *valued.said])
 
     def get_recommendation(self, state, currency: str | None = None, explain: bool = False) -> CoachingRecommendation:
         """The best allowed action for a state of 17 numbers, or of 35: nothing is drawn, nothing is stored.
