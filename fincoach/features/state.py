@@ -107,7 +107,7 @@ class FinancialStateVector:
         """The 17 numbers of the compact state."""
         return self.numbers.select(WEEKLY_NAMES)
 
-# %% ../../nbs/features/state.ipynb #7ad334db
+# %% ../../nbs/features/state.ipynb #58e1323e
 _RANKED = [NAMES.index(n) for n in ("spending_weekly", "savings_rate")]
 
 
@@ -133,9 +133,9 @@ class Peers:
         flat, ids = values.reshape(-1, values.shape[-1])[:, _RANKED], np.broadcast_to(segment_ids, values.shape[:-1]).ravel()
         below = np.empty(flat.shape)
         for s in set(ids.tolist()):  # -1 is the last: everybody
-            who = ids == s
-            for i, grid in enumerate(self.grid[s]):
-                below[who, i] = grid.searchsorted(flat[who, i]) + grid.searchsorted(flat[who, i], "right")
+            who = np.flatnonzero(ids == s)
+            some = flat[who]
+            below[who] = np.column_stack([grid.searchsorted(v) + grid.searchsorted(v, "right") for grid, v in zip(self.grid[s], some.T, strict=True)])
         return np.where(np.isnan(flat), np.nan, below / 202).reshape(*values.shape[:-1], len(_RANKED))
 
 # %% ../../nbs/features/state.ipynb #8a79e6a0
@@ -144,7 +144,7 @@ def _quantiles(values: np.ndarray) -> np.ndarray:
     known = values[~np.isnan(values)]
     return np.quantile(known, np.linspace(0, 1, 101)) if len(known) else np.zeros(101)
 
-# %% ../../nbs/features/state.ipynb #a571fa91
+# %% ../../nbs/features/state.ipynb #58c3bb69
 class EnhancedStateVector(FinancialStateVector):
     """Enhanced states: the 28 numbers, the segment (0 to 4, -1 none), and the rank among its people."""
 
@@ -154,9 +154,9 @@ class EnhancedStateVector(FinancialStateVector):
         if segment_ids.shape != values.shape[:-1] or (segment_ids < -1).any() or (segment_ids >= len(SEGMENTS)).any():
             raise ValueError(f"segment_ids must be one of -1 to {len(SEGMENTS) - 1} for each of {values.shape[:-1]} states")
         ranks = peers.ranks(values, segment_ids)
-        places = (segment_ids[..., None] == np.arange(len(SEGMENTS))).astype(float)
-        columns = [self.numbers.values[..., :BASE], places, self.numbers.values[..., BASE:], np.where(np.isnan(ranks), 0.5, ranks)]
-        known = [self.numbers.known[..., :BASE], np.ones(places.shape, bool), self.numbers.known[..., BASE:], ~np.isnan(ranks)]
+        places, ranked = (segment_ids[..., None] == np.arange(len(SEGMENTS))).astype(float), ~np.isnan(ranks)
+        columns = [self.numbers.values[..., :BASE], places, self.numbers.values[..., BASE:], np.where(ranked, ranks, 0.5)]
+        known = [self.numbers.known[..., :BASE], np.ones(places.shape, bool), self.numbers.known[..., BASE:], ranked]
         self.state = State(ENHANCED_NAMES, np.concatenate(columns, -1), np.concatenate(known, -1))
 
     def generate_enhanced_state(self) -> State:

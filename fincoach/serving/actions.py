@@ -379,12 +379,10 @@ ACTION_NAMES = ("do_nothing", "save_more", "reduce_spending", "set_goal", "adjus
 _BY_NAME = {a.name: a for a in (*_KEEPING, *_SPENDING, *_AIMS)}
 ACTIONS = tuple(_BY_NAME[name] for name in ACTION_NAMES)
 
-# %% ../../nbs/serving/actions.ipynb #06c94a3a
-_NEEDS = _Rules([a.needs for a in ACTIONS])
-
-
+# %% ../../nbs/serving/actions.ipynb #b662ee90
 OLD = _any("days_since_purchase >= 36, days_since_income >= 36", "days_since_purchase >= 60")
 _OLD = _Rules([OLD])
+_NEEDS = _Rules([*(a.needs for a in ACTIONS), OLD])  # asked together
 
 
 def too_old(values) -> np.ndarray:
@@ -395,8 +393,9 @@ def too_old(values) -> np.ndarray:
 def eligible(values) -> np.ndarray:
     """Which of `ACTIONS` may be said (n, 12) to people with the 28 numbers `values` (n, 28); NaN is unknown. Doing nothing always may."""
     about = known(values)
-    may = _NEEDS.met(about)
-    may[_OLD.met(about)[:, 0], 1:] = False
+    met = _NEEDS.met(about)
+    may = met[:, :-1]
+    may[met[:, -1], 1:] = False
     return may
 
 # %% ../../nbs/serving/actions.ipynb #9c5a92c4

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FeatureScaling', 'Cluster', 'ParametersError', 'SegmentationParameters', 'standardise', 'unstandardise', 'Assignment',
-           'assign', 'People', 'pack_people', 'unpack_people']
+           'posterior', 'assign', 'People', 'pack_people', 'unpack_people']
 
 # %% ../../nbs/serving/inference.ipynb #6b0e8be2
 import json
@@ -193,7 +193,7 @@ def _from_json(text: str | bytes) -> SegmentationParameters:
         found[name] = tuple(kind(**_record(kind, r, f"{name}[{i}]")) for i, r in enumerate(found[name]))
     return SegmentationParameters(**found)
 
-# %% ../../nbs/serving/inference.ipynb #007bd5a7
+# %% ../../nbs/serving/inference.ipynb #81b97682
 def standardise(parameters: SegmentationParameters, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates z (n, F) and which values were known (n, F), from features `X` (n, F) in their own units.
 
@@ -206,7 +206,8 @@ def standardise(parameters: SegmentationParameters, X: np.ndarray) -> tuple[np.n
     known = ~np.isnan(X)
     z = np.where(known, X, a["fill"])
     log = a["log"]
-    z[:, log] = np.sign(z[:, log]) * np.log1p(np.abs(z[:, log]))
+    bent = z[:, log]
+    z[:, log] = np.sign(bent) * np.log1p(np.abs(bent))
     with np.errstate(over="ignore"):
         z = (z - a["center"]) / a["scale_by"]
     return np.clip(z, -a["clip"], a["clip"]), known
@@ -218,7 +219,7 @@ def unstandardise(parameters: SegmentationParameters, z: np.ndarray) -> np.ndarr
     x = np.asarray(z, dtype=np.float64) * a["scale_by"] + a["center"]
     return np.where(a["log"], np.sign(x) * np.expm1(np.abs(x)), x)
 
-# %% ../../nbs/serving/inference.ipynb #362b7af5
+# %% ../../nbs/serving/inference.ipynb #3cac4954
 class Assignment(NamedTuple):
     """For each of n people: the likeliest cluster's position, the probability of each of k, and who is in between."""
 
@@ -227,12 +228,8 @@ class Assignment(NamedTuple):
     between: np.ndarray  # (n,) bool: the two likeliest differ by less than the margin
 
 
-def assign(parameters: SegmentationParameters, X: np.ndarray) -> Assignment:
-    """Place people in clusters by their features `X` (n, F), in their own units, NaN where unknown.
-
-    Never NaN: an all-unknown row gets the clusters' shares. The posterior of a mixture of equal round Gaussians
-    (Bishop, Pattern Recognition and Machine Learning, 9.2), tempered by the share of features that are known.
-    """
+def posterior(parameters: SegmentationParameters, X: np.ndarray) -> np.ndarray:
+    """The probabilities of `assign` alone (n, k): all that placing somebody in a segment needs."""
     z, known = standardise(parameters, X)
     a = parameters.arrays
     distance = np.stack([np.square(z - c).sum(axis=1) for c in a["centroid"]], axis=1)
@@ -240,6 +237,16 @@ def assign(parameters: SegmentationParameters, X: np.ndarray) -> Assignment:
     score = np.log(a["weight"]) + evidence
     p = np.exp(score - score.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
+    return p
+
+
+def assign(parameters: SegmentationParameters, X: np.ndarray) -> Assignment:
+    """Place people in clusters by their features `X` (n, F), in their own units, NaN where unknown.
+
+    Never NaN: an all-unknown row gets the clusters' shares. The posterior of a mixture of equal round Gaussians
+    (Bishop, Pattern Recognition and Machine Learning, 9.2), tempered by the share of features that are known.
+    """
+    p = posterior(parameters, X)
     best = np.sort(p, axis=1)[:, ::-1]
     gap = best[:, 0] - best[:, 1] if p.shape[1] > 1 else np.ones(len(p))
     return Assignment(p.argmax(axis=1), p, gap < parameters.margin)

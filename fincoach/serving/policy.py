@@ -7,7 +7,7 @@ __all__ = ['Score', 'best_action', 'action_probabilities', 'by_strategy', 'mixed
            'Parts', 'parts_of', 'Flip', 'flips_of', 'around', 'Usual', 'ValueUsual', 'PolicyParameters', 'usual_of',
            'values_of']
 
-# %% ../../nbs/serving/policy.ipynb #0019cc3a
+# %% ../../nbs/serving/policy.ipynb #8c0d40b0
 import hashlib
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from fincoach.serving.inference import (
     _number,
     _record,
     _text,
-    assign,
+    posterior,
 )
 
 # %% ../../nbs/serving/policy.ipynb #dd6356c6
@@ -107,7 +107,7 @@ def drawn(u: float, p) -> int:
     up = np.cumsum(p)
     return min(int(np.searchsorted(up, u * up[-1], side="right")), int(np.flatnonzero(p)[-1]))
 
-# %% ../../nbs/serving/policy.ipynb #85fa7ef0
+# %% ../../nbs/serving/policy.ipynb #16689950
 class Places:
     """Finds people's segments by a segmentation; -1 for everybody where there is none.
 
@@ -130,7 +130,7 @@ class Places:
         values = np.asarray(values, float)
         if self.parameters is None:
             return np.full(len(values), -1)
-        p = assign(self.parameters, values[:, self.columns]).probability
+        p = posterior(self.parameters, values[:, self.columns])
         p = p[:, self.single] if self.single is not None else np.stack([p[:, own].sum(axis=1) for own in self.own], axis=1)
         return self.segments[p.argmax(axis=1)]
 
