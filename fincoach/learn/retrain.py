@@ -7,7 +7,7 @@ __all__ = ['MODELS', 'ParameterError', 'RetrainError', 'NothingToLearn', 'Busy',
            'notebook_path', 'notebook_parameters', 'check_parameters', 'run_notebook', 'RetrainResult', 'published',
            'serving_parameters', 'Model', 'retrain', 'RetrainRun', 'retrain_all']
 
-# %% ../../nbs/learn/retrain.ipynb #58abfcf5
+# %% ../../nbs/learn/retrain.ipynb #4e3e4922
 import hashlib
 import json
 import math
@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -39,6 +40,7 @@ from ..data.sources import read_source
 from ..data.validate import Finding
 from ..evaluate.lineage import NotEnoughData, code_hash, version_name
 from ..evaluate.publish import publish_notebook
+from .overview import write_overview
 from ..recommend import training as advice
 from ..segments import training as segments
 from ..serving.artifacts import Artifact, ArtifactError, champion, history, open_version, promote, sweep
@@ -302,7 +304,7 @@ def check_parameters(name: str, parameters: dict):
         if not _is(value, known[key]["type"]):
             raise ParameterError(f"{key} = {value!r}: must be {known[key]['type']}. The parameters are {listed}")
 
-# %% ../../nbs/learn/retrain.ipynb #179b8774
+# %% ../../nbs/learn/retrain.ipynb #4817d289
 class _Kernel(Engine):
     """Papermill's usual engine, telling headings as it goes."""
 
@@ -319,7 +321,7 @@ class _Kernel(Engine):
 
         nb_man.cell_start = cell_start
         paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=300, timeout=None,
                                 extra_arguments=["--log-level=40"]).execute(env=env)
 
@@ -479,42 +481,45 @@ def serving_parameters(artifacts: str | Path, version: str | None) -> Segmentati
     except (ArtifactError, ParametersError):
         return None
 
-# %% ../../nbs/learn/retrain.ipynb #42a00380
-def _segmentation_recipe(settings: Settings, day: date, seed: int | None):
-    return segments.Recipe.of(settings, day, seed=seed)
-
-
-def _train_segmentation(artifacts: Path, found: Prepared, recipe, parent: str | None, say):
+# %% ../../nbs/learn/retrain.ipynb #93b5f480
+def _segmentation(artifacts: Path, found: Prepared, recipe, parent: str | None, say):
     return segments.train_segmentation(found.snapshot, recipe, read_truth(found.truth), parent, serving_parameters(artifacts, parent),
                                        found.findings, say)
 
 
-def _recommendation_recipe(settings: Settings, day: date, seed: int | None):
-    within = champion(settings.artifacts, "segmentation")
-    if within is None:
-        raise NothingToLearn("advice is learned within segments, and no segmentation serves yet: `fincoach retrain --model segmentation` first")
-    return advice.Recipe.of(settings, day, seed=seed, segmentation=within)
+def _within_segments(model: str, train: Callable) -> Callable:
+    """The training of a model that is learned within the segments that its recipe names."""
+    def run(artifacts: Path, found: Prepared, recipe, parent: str | None, say):
+        return train(found.snapshot, recipe, serving_parameters(artifacts, recipe.segmentation or None), read_truth(found.truth), parent,
+                     published(artifacts, model, parent), found.findings, say)
+    return run
 
-
-def _train_recommendation(artifacts: Path, found: Prepared, recipe, parent: str | None, say):
-    return advice.train_recommendation(found.snapshot, recipe, serving_parameters(artifacts, recipe.segmentation), read_truth(found.truth),
-                                       parent, published(artifacts, "recommendation", parent), found.findings, say)
-
-# %% ../../nbs/learn/retrain.ipynb #7d69412d
+# %% ../../nbs/learn/retrain.ipynb #8e999e23
 class Model(NamedTuple):
     """What the road must know of a model."""
 
-    recipe: Callable  # (settings, day, seed) -> what is chosen before training
+    recipe: type  # what is chosen before training
     train: Callable  # (artifacts, prepared, recipe, parent, say) -> a trained version with files and report
     table: str  # without rows in it there is nothing to learn
     lacking: str  # ... and this says so
+    segments: str  # "made": it makes the segments; "needed"; "used" where there are any
 
 
 MODELS = {
-    "segmentation": Model(_segmentation_recipe, _train_segmentation, "transactions", "there are no transactions: `fincoach import SOURCE` brings some"),
-    "recommendation": Model(_recommendation_recipe, _train_recommendation, "recommendation_history",
-                            "no advice has been logged yet, so there is nothing to learn from; until then rules advise, and log what they do"),
+    "segmentation": Model(segments.Recipe, _segmentation, "transactions", "there are no transactions: `fincoach import SOURCE` brings some", "made"),
+    "recommendation": Model(advice.Recipe, _within_segments("recommendation", advice.train_recommendation), "recommendation_history",
+                            "no advice has been logged yet, so there is nothing to learn from; until then rules advise, and log what they do", "needed"),
 }
+
+# %% ../../nbs/learn/retrain.ipynb #75c4a8d5
+def _recipe_of(model: str, settings: Settings, day: date, seed: int | None):
+    """The recipe of a model as of a day: with the segments that serve, where it stands on them. `NothingToLearn` if it cannot do without."""
+    if MODELS[model].segments == "made":
+        return MODELS[model].recipe.of(settings, day, seed=seed)
+    within = champion(settings.artifacts, "segmentation")
+    if within is None and MODELS[model].segments == "needed":
+        raise NothingToLearn(f"the {model} is learned within segments, and no segmentation serves yet: `fincoach retrain --model segmentation` first")
+    return MODELS[model].recipe.of(settings, day, seed=seed, segmentation=within or "")
 
 # %% ../../nbs/learn/retrain.ipynb #ff7e0a9f
 def _promote(settings: Settings, model: str, version: str) -> bool:
@@ -526,7 +531,45 @@ def _promote(settings: Settings, model: str, version: str) -> bool:
         return True
     return False
 
-# %% ../../nbs/learn/retrain.ipynb #c8de72fd
+# %% ../../nbs/learn/retrain.ipynb #7563d7b6
+@contextmanager
+def _at_work(models, source: str, settings: Settings, mapping, say) -> Iterator[Prepared]:
+    """The source, prepared, while no other run may write; leftovers of killed runs are gone."""
+    with ExitStack() as held:
+        for folder in sorted({settings.work, settings.artifacts, settings.reports}):
+            held.enter_context(locked(folder))
+        for model in models:
+            _tidy(settings, model)
+        found = prepare(source, settings, mapping, say)
+        held.callback(found.engine.dispose)
+        yield found
+
+
+def _parent(settings: Settings, model: str, version: str) -> str | None:
+    """The version to be judged against: the present champion, or whatever a published `version` was judged against."""
+    there = published(settings.artifacts, model, version)
+    return there.manifest["parent"] if there else champion(settings.artifacts, model)
+
+# %% ../../nbs/learn/retrain.ipynb #a867662f
+def _train(model: str, settings: Settings, found: Prepared, as_of, seed: int | None, notebook: bool, say) -> tuple[str, bool]:
+    """Train `model` unless its version is there; the version, and whether it had been there before."""
+    if not found.snapshot.manifest["tables"].get(MODELS[model].table, {}).get("rows"):
+        raise NothingToLearn(MODELS[model].lacking)
+    recipe = _recipe_of(model, settings, _day(as_of, settings, found.snapshot), seed)
+    version = version_name(found.snapshot.hash, recipe)
+    known = bool(published(settings.artifacts, model, version)) and (settings.reports / model / version / "report.html").exists()
+    if not known:
+        say(f"training {version}")
+        (_by_notebook if notebook else _by_function)(model, settings, found, recipe, version, _parent(settings, model, version), say)
+    return version, known
+
+
+def _decided(model: str, settings: Settings, found: Prepared, version: str, known: bool) -> RetrainResult:
+    """Promote the version if it may, and tell what came of it."""
+    promoted = _promote(settings, model, version)
+    return _result(settings, model, version, "promoted" if promoted else "unchanged" if known else "held", found)
+
+# %% ../../nbs/learn/retrain.ipynb #4dec452f
 def retrain(source: str = "population", settings: Settings | None = None, as_of: date | str | None = None, seed: int | None = None,
             mapping=None, model: str = "segmentation", notebook: bool = True, say: Callable[[str], None] | None = None) -> RetrainResult:
     """Retrain `model` on a source, publish version and report, and promote the version if its verdict is good.
@@ -537,31 +580,12 @@ def retrain(source: str = "population", settings: Settings | None = None, as_of:
     settings, say = settings or load_settings(), say or _tell
     if model not in MODELS:
         raise ParameterError(f"no model {model!r}; there are {', '.join(MODELS)}")
-    with ExitStack() as held:
-        for folder in sorted({settings.work, settings.artifacts, settings.reports}):
-            held.enter_context(locked(folder))
-        _tidy(settings, model)
-        found = prepare(source, settings, mapping, say)
-        held.callback(found.engine.dispose)
-        if not found.snapshot.manifest["tables"].get(MODELS[model].table, {}).get("rows"):
-            raise NothingToLearn(MODELS[model].lacking)
-        recipe = MODELS[model].recipe(settings, _day(as_of, settings, found.snapshot), seed)
-        version = version_name(found.snapshot.hash, recipe)
-        known = published(settings.artifacts, model, version) and (settings.reports / model / version / "report.html").exists()
-        if not known:
-            say(f"training {model} {version}")
-            (_by_notebook if notebook else _by_function)(model, settings, found, recipe, version, _parent(settings, model, version), say)
-        say("deciding")
-        promoted = _promote(settings, model, version)
-        return _result(settings, model, version, "promoted" if promoted else "unchanged" if known else "held", found)
+    with _at_work([model], source, settings, mapping, say) as found:
+        result = _decided(model, settings, found, *_train(model, settings, found, as_of, seed, notebook, lambda text: say(f"{model}: {text}")))
+        write_overview(settings.artifacts, settings.reports, MODELS)
+        return result
 
-# %% ../../nbs/learn/retrain.ipynb #cfe6b98d
-def _parent(settings: Settings, model: str, version: str) -> str | None:
-    """The version to be judged against: the present champion, or whatever a published `version` was judged against."""
-    there = published(settings.artifacts, model, version)
-    return there.manifest["parent"] if there else champion(settings.artifacts, model)
-
-# %% ../../nbs/learn/retrain.ipynb #6cc4ce1c
+# %% ../../nbs/learn/retrain.ipynb #ff30a9fc
 @dataclass(frozen=True)
 class RetrainRun(Card):
     """What came of every model, by name: results, sentences for those with nothing to learn from, and for those that failed."""
@@ -569,6 +593,7 @@ class RetrainRun(Card):
     results: dict[str, RetrainResult]
     skipped: dict[str, str]
     failed: dict[str, str]
+    page: Path  # all models on one page
 
     def __repr__(self) -> str:
         parts = [f"{m} {r.decision}" for m, r in self.results.items()] + [f"{m} skipped" for m in self.skipped] + [f"{m} failed" for m in self.failed]
@@ -584,20 +609,35 @@ class RetrainRun(Card):
         """What a person wants to read when the run is over."""
         told = [f"{m.capitalize()}: skipped. {why[:1].upper()}{why[1:]}." for m, why in self.skipped.items()]
         told += [f"{m.capitalize()}: failed. {why}" for m, why in self.failed.items()]
-        return "\n\n".join([*(r.summary() for r in self.results.values()), *told])
+        return "\n\n".join([*(r.summary() for r in self.results.values()), *told, f"All models on one page: {self.page}"])
 
-# %% ../../nbs/learn/retrain.ipynb #5186e233
+# %% ../../nbs/learn/retrain.ipynb #6b7d773b
+def _side_by_side(models, work: Callable[[str], tuple[str, bool]], at_once: int) -> dict[str, tuple[str, bool] | Exception]:
+    """What `work` gives for each model, or what it raised of the kind that concerns one model only."""
+    with ThreadPoolExecutor(max_workers=at_once) as pool:
+        running = {m: pool.submit(work, m) for m in models}
+    ours = NothingToLearn, RetrainError, NotEnoughData
+    return {m: f.exception() if isinstance(f.exception(), ours) else f.result() for m, f in running.items()}
+
+# %% ../../nbs/learn/retrain.ipynb #e05bf59a
 def retrain_all(source: str = "population", settings: Settings | None = None, as_of: date | str | None = None, seed: int | None = None,
                 mapping=None, notebook: bool = True, say: Callable[[str], None] | None = None) -> RetrainRun:
-    """`retrain` every model in turn. Raises `ParameterError` and `Busy`; any other failure is part of the answer."""
+    """`retrain` every model. Raises `ParameterError`, `Busy` and what concerns the source; what concerns one model is part of the answer.
+
+    Notebooks run side by side, as many as there are cores; without them, models are trained in this process, in turn.
+    """
+    settings, say = settings or load_settings(), say or _tell
     results, skipped, failed = {}, {}, {}
-    for model in MODELS:
-        try:
-            results[model] = retrain(source, settings, as_of, seed, mapping, model, notebook, say)
-        except Busy:
-            raise
-        except NothingToLearn as e:
-            skipped[model] = str(e)
-        except (RetrainError, NotEnoughData) as e:
-            failed[model] = str(e)
-    return RetrainRun(results, skipped, failed)
+    rest = [m for m in MODELS if MODELS[m].segments != "made"]
+    with _at_work(MODELS, source, settings, mapping, say) as found:
+        def work(model: str) -> tuple[str, bool]:
+            return _train(model, settings, found, as_of, seed, notebook, lambda text: say(f"{model}: {text}"))
+
+        for together in ([m for m in MODELS if m not in rest], rest):
+            for model, came in _side_by_side(together, work, (os.cpu_count() or 1) if notebook else 1).items():
+                if isinstance(came, Exception):
+                    (skipped if isinstance(came, NothingToLearn) else failed)[model] = str(came)
+                else:
+                    results[model] = _decided(model, settings, found, *came)
+        page = write_overview(settings.artifacts, settings.reports, MODELS)
+    return RetrainRun(results, skipped, failed, page)
