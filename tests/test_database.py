@@ -6,9 +6,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import polars as pl
 import pytest
 import sqlalchemy as sa
@@ -406,6 +408,34 @@ def test_a_person_has_goals_contributions_and_a_balance(engine):
     assert got.kinds[8] == KINDS.index("essential")
     assert got.kinds[0] == -1
     assert read_person(engine, 1, date(2025, 12, 31)).contribution_minor.tolist() == [7, 8, 9]
+
+
+def test_all_rows_in_one_piece_are_the_rows_one_by_one(engine):
+    """Many at the same moment in the order of their numbers, before 1970 and 2000, huge amounts, of another currency left out."""
+    n, rng = 400, np.random.default_rng(0)
+    moments = [datetime(y, 6, 1, tzinfo=UTC) + timedelta(microseconds=int(m)) for y, m in zip(rng.choice([1950, 1999, 2000, 2024], n), rng.integers(0, 9, n), strict=True)]
+    amounts = rng.choice([-(2**62), -1, 0, 7, 2**62], n).tolist()
+    frame = rows(range(1, n + 1)).with_columns(occurred_at=pl.Series(moments), amount_minor=pl.Series(amounts, dtype=pl.Int64),
+                                               currency=pl.Series(rng.choice(["EUR", "USD"], n)))
+    load(engine, {"users": people(), "transactions": frame})
+    got = read_person(engine, 1, date(2025, 1, 1))
+    due = frame.filter(pl.col("currency") == "EUR").sort("occurred_at", "id")
+    assert got.occurred_at.tolist() == [to_micros(m) for m in due["occurred_at"]]
+    assert got.amount_minor.tolist() == due["amount_minor"].to_list()
+    assert got.category_id.tolist() == due["category_id"].to_list()
+    assert {a.dtype for a in got[5:8]} == {np.dtype(np.int64)}
+
+
+def test_reading_leaves_a_connection_that_can_still_undo(engine):
+    """It reads without a transaction; the next one on the same connection must not be stored piece by piece."""
+    load(engine, {"users": people()})
+    read_person(engine, 1, START.date())
+    with pytest.raises(DatabaseError, match="nobody"):
+        read_person(engine, 99, START.date())
+    with suppress(InterruptedError), writing(engine) as connection:
+        connection.exec_driver_sql("DELETE FROM users")
+        raise InterruptedError
+    assert read_person(engine, 1, START.date()).external_id == "p1"
 
 
 def test_rows_after_the_day_change_nothing(engine):

@@ -392,6 +392,40 @@ def test_nothing_is_said_again_before_it_has_rested_and_the_probability_knows_it
         assert math.isclose(p[ACTION_NAMES.index(r["action"])], r["propensity"], rel_tol=1e-9)
 
 
+@BOTH
+def test_two_requests_at_once_do_not_say_the_same_twice(mine, monkeypatch):
+    """While one is worked out, another of a second before is stored: the first takes notice, and its probability too."""
+    own, other, said = type(mine)._propose, EnhancedCQLModelService(mine.engine, mine.artifacts), []
+
+    def slowly(self, ask, loaded, f, at):
+        made = own(self, ask, loaded, f, at)
+        if self is mine and not said:
+            said.append(other.get_segment_aware_recommendation(f.user_id, at - timedelta(seconds=1)))
+        return made
+
+    monkeypatch.setattr(type(mine), "_propose", slowly)
+    for user in range(1, 13):
+        said.clear()
+        found = mine.get_segment_aware_recommendation(user, MORNING)
+        assert found.action == "do_nothing" or found.action != said[0].action
+        if said[0].action != "do_nothing":
+            monkeypatch.undo()
+            f = mine._facts(user, MORNING)
+            assert [a for a, _ in f.said] == [said[0].action]
+            assert found.propensity in (proposed(mine, f, MORNING)[0].propensity, 1.0)
+            break
+    else:
+        raise AssertionError("nobody got a message")
+
+
+def test_a_repeated_request_waits_for_no_writer(mine):
+    first = mine.get_segment_aware_recommendation(1, MORNING)
+    with writing(mine.engine):  # held by somebody else for as long as this lasts
+        again = mine.get_segment_aware_recommendation(1, MORNING)
+    assert again.repeated
+    assert again.decision_id == first.decision_id
+
+
 def test_what_is_too_old_is_not_advised_on(shared):
     """A year and a half after the last row: silence, and the reason."""
     late = shared.get_segment_aware_recommendation(3, MORNING + timedelta(days=560))

@@ -526,8 +526,8 @@ def reading(engine: sa.Engine):
             raw.invalidate()  # a broken connection: it must not come back as one that commits by itself
         raw.close()
 
-# %% ../../nbs/data/database.ipynb #98443139
-_PERSON = "SELECT u.external_id, u.timezone, u.currency, p.opening_balance_minor FROM users u LEFT JOIN user_profiles p ON p.user_id = u.id WHERE u.id = ?"
+# %% ../../nbs/data/database.ipynb #af16bbca
+PERSON = "SELECT u.external_id, u.timezone, u.currency, p.opening_balance_minor FROM users u LEFT JOIN user_profiles p ON p.user_id = u.id WHERE u.id = ?"
 _ROWS = "SELECT occurred_at, category_id, amount_minor FROM transactions WHERE user_id = ? AND currency = ? AND occurred_at < ? ORDER BY occurred_at, id"
 _IN_TEXT = f"SELECT group_concat(occurred_at), group_concat(category_id), group_concat(amount_minor) FROM ({_ROWS})"
 _IN_BYTES = f"""SELECT string_agg(timestamptz_send(occurred_at), ''::bytea), string_agg(int8send(category_id), ''::bytea),
@@ -572,7 +572,7 @@ def _transactions(ask: Asking, *values) -> np.ndarray:
         return _columns(ask(_ROWS, *values).fetchall(), 3)
     return np.stack(columns)
 
-# %% ../../nbs/data/database.ipynb #94e16f4a
+# %% ../../nbs/data/database.ipynb #64f6a2df
 def end_of_day(day: date, zone: str) -> datetime:
     """The moment from which no row belongs to `day` in `zone` any more: the next local midnight, the last one if there are two."""
     midnight = datetime.combine(day + timedelta(days=1), time(), ZoneInfo(zone))
@@ -591,6 +591,6 @@ def rows_of(ask: Asking, user_id: int, person: tuple, as_of: date) -> PersonRows
 def read_person(engine: sa.Engine, user_id: int, as_of: date) -> PersonRows:
     """Everything about one person up to the end of the `as_of` day in their own zone. Raises `DatabaseError` if unknown."""
     with explained(engine), reading(engine) as ask:
-        if (person := ask(_PERSON, user_id).fetchone()) is None:
+        if (person := ask(PERSON, user_id).fetchone()) is None:
             raise DatabaseError(f"there is nobody with the id {user_id} in {_where(engine)}")
         return rows_of(ask, user_id, person, as_of)

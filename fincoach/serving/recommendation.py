@@ -6,7 +6,7 @@
 __all__ = ['BRAINS', 'RULES_VERSION', 'RULES', 'Brain', 'PersonFacts', 'state_hash', 'Decision', 'decide', 'Reason', 'Second',
            'Change', 'CoachingRecommendation', 'Learned', 'LoadedModels', 'EnhancedCQLModelService']
 
-# %% ../../nbs/serving/recommendation.ipynb #9ea8b24a
+# %% ../../nbs/serving/recommendation.ipynb #1f8aa9d1
 import hashlib
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import sqlalchemy as sa
 
-from ..data.database import Asking, DatabaseError, connect, explained, reading, rows_of, writing
+from ..data.database import PERSON, Asking, DatabaseError, connect, explained, reading, rows_of, writing
 from ..data.tables import CATEGORIES, SEGMENTS, TABLES, from_micros
 from ..features.behavior import FEATURES, NAMES, features_of
 from ..features.ledger import Person, day_number, person_from_rows
@@ -202,7 +202,7 @@ class PersonFacts(NamedTuple):
     categories: tuple[CategoryFact, ...]
     said: tuple[tuple[str, float], ...] = ()  # messages sent before: action, days ago
 
-# %% ../../nbs/serving/recommendation.ipynb #6a6b824c
+# %% ../../nbs/serving/recommendation.ipynb #5f55e4d8
 def _moment(at: datetime) -> datetime:
     """`at` in UTC; a `ServiceError` for a moment without a zone, or none that a decision can have."""
     if not isinstance(at, datetime) or at.tzinfo is None or at.utcoffset() is None:
@@ -212,13 +212,12 @@ def _moment(at: datetime) -> datetime:
     return at.astimezone(UTC)
 
 
-_WHO = "SELECT u.external_id, u.timezone, u.currency, p.opening_balance_minor FROM users u LEFT JOIN user_profiles p ON p.user_id = u.id WHERE u.id = ?"
 _SAID = "SELECT action, decided_at FROM recommendation_history WHERE user_id = ? AND action <> 'do_nothing' AND decided_at > ? AND decided_at < ?"
 
 
 def _facts(ask: Asking, user_id: int, at: datetime, days: int = 0) -> PersonFacts:
     """The facts about a person at a moment in UTC, and the messages of the `days` before; a `DatabaseError` if there is nobody of that id."""
-    if (who := ask(_WHO, user_id).fetchone()) is None:
+    if (who := ask(PERSON, user_id).fetchone()) is None:
         raise DatabaseError(f"there is nobody with the id {user_id}")
     sent = ask(_SAID, user_id, at - timedelta(days=days), at).fetchall() if days else []
     local = at.astimezone(ZoneInfo(who[1]))
@@ -612,11 +611,12 @@ def _request(request_id: str | None, at: datetime) -> str:
         raise ServiceError(f"request_id = {request_id!r:.80}: a text of 1 to 64 printable characters is needed")
     return request_id
 
-# %% ../../nbs/serving/recommendation.ipynb #96419911
+# %% ../../nbs/serving/recommendation.ipynb #b3e69b75
 _HISTORY, _WEEK = TABLES["recommendation_history"], timedelta(days=7)
 _BEFORE = f"SELECT {', '.join(_Stored._fields)} FROM recommendation_history WHERE user_id = ? AND request_id = ?"
 _NEAR = "SELECT decided_at, 0 FROM recommendation_history WHERE user_id = ? AND action <> 'do_nothing' AND decided_at > ? AND decided_at < ?"
 _OR_SAME = " UNION ALL SELECT decided_at, 1 FROM recommendation_history WHERE user_id = ? AND request_id = ?"
+_OR_SAID = _NEAR.replace("SELECT decided_at, 0", " UNION ALL SELECT decided_at, 2")
 _ADD = f"INSERT INTO recommendation_history (user_id, {', '.join(_Stored._fields[1:])}) VALUES ({', '.join('?' * len(_Stored._fields))})"
 _LOCK = "SELECT id FROM users WHERE id = ? FOR NO KEY UPDATE"  # SQLite has one writer at a time, and needs no lock
 
@@ -632,32 +632,46 @@ def _before(ask: Asking, user_id: int, request_id: str) -> _Stored | None:
     return _Stored(row[0], _moment_of(row[1]), *row[2:]) if row else None
 
 
-def _messages(ask: Asking, user_id: int, at: datetime, request_id: str) -> tuple[int, int, bool]:
-    """How many messages the seven days before `at` hold, and the seven days after: a clock that jumped back must not allow more; whether the request is stored."""
-    found = ask(_NEAR + _OR_SAME, user_id, at - _WEEK, at + _WEEK, user_id, request_id).fetchall()
-    moments = [_moment_of(m) for m, same in found if not same]
-    later = sum(m > at for m in moments)
-    return len(moments) - later, later, len(found) > len(moments)
+class _Near(NamedTuple):
+    """How many messages the seven days before a moment hold, and the seven days after: a clock that jumped back must not allow more.
 
-# %% ../../nbs/serving/recommendation.ipynb #0bf3abd7
-def _store(engine: sa.Engine, user_id: int, request_id: str, at: datetime, limits: Limits, local: datetime, fresh: Callable[[str], _Stored]):
-    """(the stored decision, why no message may be sent or '', whether it was there before, messages dated later): all in one transaction.
-
-    `fresh` makes the row for the reason that forbids a message ('' for none).
+    Whether the request is stored, and how many messages the days hold for which nothing is said again.
     """
+
+    earlier: int
+    later: int
+    same: bool
+    said: int
+
+
+def _near(ask: Asking, user_id: int, at: datetime, request_id: str, days: int) -> _Near:
+    """What is stored about a person around a moment."""
+    values = (user_id, at - _WEEK, at + _WEEK, user_id, request_id, user_id, at - timedelta(days=days), at)
+    found = ask(_NEAR + _OR_SAME + _OR_SAID, *values).fetchall()
+    kinds, later = [kind for _, kind in found], sum(_moment_of(m) > at for m, kind in found if kind == 0)
+    return _Near(kinds.count(0) - later, later, 1 in kinds, kinds.count(2))
+
+# %% ../../nbs/serving/recommendation.ipynb #79fe22c4
+def _store(engine: sa.Engine, f: PersonFacts, request_id: str, at: datetime, limits: Limits, fresh: Callable[[str], _Stored]):
+    """(the stored decision, why no message may be sent or '', messages dated later): all in one transaction.
+
+    `fresh` makes the row for the reason that forbids a message ('' for none). None, and nothing stored, if another request was stored since `f` was
+    read: the same one, or one with a message that may not be said again so soon.
+    """
+    user_id = f.user_id
     sqlite = engine.dialect.name == "sqlite"
     with explained(engine), writing(engine) as connection:
         ask = Asking(connection.connection.cursor(), sqlite)
         if not sqlite:
             ask(_LOCK, user_id)
-        earlier, later, same = _messages(ask, user_id, at, request_id)
-        if same:
-            return _before(ask, user_id, request_id), "", True, later
-        held = hold(limits, local, earlier + later) or ""
+        near = _near(ask, user_id, at, request_id, limits.rest_days)
+        if near.same or near.said != len(f.said):
+            return None
+        held = hold(limits, f.local, near.earlier + near.later) or ""
         row = fresh(held)
         values = (user_id, *row._replace(message=row.message or None)[1:])
         number = ask(_ADD, *values).lastrowid if sqlite else ask(_ADD + " RETURNING id", *values).fetchone()[0]
-        return row._replace(id=number), held, False, later
+        return row._replace(id=number), held, near.later
 
 # %% ../../nbs/serving/recommendation.ipynb #74ae172b
 def _counted(state: BanditState, rows: list) -> RecommendationBandit:
@@ -824,7 +838,7 @@ def _from_state(state) -> tuple[np.ndarray, int, bool]:
     places = np.flatnonzero(values[BASE : BASE + len(SEGMENTS)])
     return values[_FROM_WIDE], int(places[0]) if len(places) == 1 else -1, True
 
-# %% ../../nbs/serving/recommendation.ipynb #413f188c
+# %% ../../nbs/serving/recommendation.ipynb #2b018abd
 class EnhancedCQLModelService(_Learning):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
@@ -854,10 +868,9 @@ class EnhancedCQLModelService(_Learning):
             words = _said(ACTION_NAMES[d.action], d.strategy, f.x, f.currency, f.categories)
             return _row_of(loaded, d, words, segment, state_hash(f.x, segment), at, request_id)
 
-        stored, held, repeated, later = _store(self.engine, user_id, request_id, at, self._limits_of(loaded), f.local, fresh)
-        if repeated:  # somebody else stored it meanwhile
-            with explained(self.engine), reading(self.engine) as ask:
-                return self._again(ask, loaded, user_id, stored, at)
+        if (made := _store(self.engine, f, request_id, at, self._limits_of(loaded), fresh)) is None:  # another request came first: look again
+            return self.get_segment_aware_recommendation(user_id, at, request_id)
+        stored, held, later = made
         said = [f"messages dated after this moment count towards the limit ({later}): was a clock wrong?"] if later else []
         return _answer(loaded, f, stored, words, valued, held, False, [*loaded.warnings, *valued.said, *said])
 
@@ -866,7 +879,7 @@ class EnhancedCQLModelService(_Learning):
         limits, held = self._limits_of(loaded), ""
         f = _facts(ask, user_id, stored.decided_at, limits.rest_days)
         if stored.served_by == "limits":  # a message that was sent is itself counted when asked again
-            held = hold(limits, at.astimezone(f.local.tzinfo), sum(_messages(ask, user_id, at, stored.request_id)[:2])) or ""
+            held = hold(limits, at.astimezone(f.local.tzinfo), sum(_near(ask, user_id, at, stored.request_id, 0)[:2])) or ""
         valued = self._valued(loaded, f)[0]
         return _answer(loaded, f, stored, None, valued, held, True, [*loaded.warnings, *valued.said])
 
