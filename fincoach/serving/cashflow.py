@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOTHING_DUE', 'WEEKS', 'RANK', 'HALF_LIFE', 'NEAR', 'DAYS', 'PATHS', 'MEMBERS', 'ANCHORS', 'LEVELS', 'PLAIN', 'SPANS',
-           'LEAST_DAYS', 'Account', 'account', 'balance_series', 'Accounts', 'accounts', 'Dues', 'Payment', 'dues_of',
-           'payments_of', 'capped', 'rest_of', 'alike', 'simulate', 'opinions', 'Bend', 'fan_of', 'bent', 'LowPoint',
-           'Fall', 'low_point', 'calibrated', 'fall', 'fan_picture', 'CashFlow', 'weekly_spending', 'cash_flow']
+           'SPENDS', 'LEAST_DAYS', 'Account', 'account', 'balance_series', 'Accounts', 'accounts', 'Dues', 'Payment',
+           'dues_of', 'payments_of', 'capped', 'rest_of', 'alike', 'simulate', 'opinions', 'Bend', 'fan_of', 'bent',
+           'LowPoint', 'Fall', 'low_point', 'calibrated', 'fall', 'fan_picture', 'CashFlow', 'weekly_spending',
+           'cash_flow']
 
 # %% ../../nbs/serving/cashflow.ipynb #69ab78b8
 from dataclasses import dataclass, field, fields
@@ -21,7 +22,7 @@ from ..data.tables import KINDS, decimals
 from ..features.ledger import compiled, day_number, unit_of
 from ..show import Card, Html, facts, html, join, prose, table
 
-# %% ../../nbs/serving/cashflow.ipynb #463293f1
+# %% ../../nbs/serving/cashflow.ipynb #f95d662e
 class Account(NamedTuple):
     """One person's money: rows in order of `day`, and the balance before the first row."""
 
@@ -41,6 +42,11 @@ class Account(NamedTuple):
         """The account as of the end of a day."""
         n = int(np.searchsorted(self.day, day, "right"))
         return self._replace(day=self.day[:n], kind=self.kind[:n], amount=self.amount[:n], streamed=self.streamed[:n])
+
+    def only(self, kinds) -> "Account":
+        """The rows of some kinds, with no balance: what flowed."""
+        mine = np.isin(self.kind, kinds)
+        return self._replace(day=self.day[mine], kind=self.kind[mine], amount=self.amount[mine], streamed=self.streamed[mine], opening=np.nan)
 
 
 def account(rows, opening: float = np.nan, currency: str = "EUR", streamed=()) -> Account:
@@ -144,7 +150,7 @@ def payments_of(frame: pl.DataFrame) -> tuple[Payment, ...]:
 
 NOTHING_DUE = Dues(*(np.empty(0, np.int64) for _ in range(4)), *(np.empty(0) for _ in range(4)))
 
-# %% ../../nbs/serving/cashflow.ipynb #baee9048
+# %% ../../nbs/serving/cashflow.ipynb #eff0241a
 WEEKS, RANK, HALF_LIFE, NEAR = 52, 3, 26.0, 5.0  # of the past; the row that caps; weeks after which a week counts half; days of the month
 _PUT_AWAY = (KINDS.index("saving"), KINDS.index("transfer"))
 
@@ -160,9 +166,13 @@ def capped(kind: np.ndarray, amount: np.ndarray) -> np.ndarray:
     return out
 
 
-def rest_of(of: Account, as_of: int) -> np.ndarray:
-    """What moved beside the streams, capped: (weeks, 7) minor units; week 0 ends with the day `as_of`. At most a year, whole weeks only."""
-    weeks = min(WEEKS, (as_of - int(of.day[0]) + 1) // 7) if len(of.day) else 0
+def rest_of(of: Account, as_of: int, begin: int | None = None) -> np.ndarray:
+    """What moved beside the streams, capped: (weeks, 7) minor units; week 0 ends with the day `as_of`. At most a year, whole weeks only.
+
+    `begin` is the day since when the person is known; by default that of the first row.
+    """
+    begin = begin if begin is not None else int(of.day[0]) if len(of.day) else as_of
+    weeks = max(min(WEEKS, (as_of - begin + 1) // 7), 0)
     rows = ~of.streamed & (of.day > as_of - 7 * weeks) & (of.day <= as_of)
     back = (as_of - of.day[rows]).astype(np.int64)
     flat = np.bincount(back // 7 * 7 + 6 - back % 7, capped(of.kind[rows], of.amount[rows]), minlength=7 * weeks)
@@ -230,16 +240,16 @@ def _draws(seed: int, paths: int, width: int) -> np.ndarray:
     """At least `width` columns of the numbers of a seed."""
     return _uniform(seed, paths, 256 * (width // 256 + 1))
 
-# %% ../../nbs/serving/cashflow.ipynb #db59a65b
+# %% ../../nbs/serving/cashflow.ipynb #c749c2d6
 DAYS, PATHS = 84, 400
 
 
-def simulate(of: Account, dues: Dues, as_of: int, days: int = DAYS, paths: int = PATHS, seed: int = 0) -> np.ndarray:
+def simulate(of: Account, dues: Dues, as_of: int, days: int = DAYS, paths: int = PATHS, seed: int = 0, begin: int | None = None) -> np.ndarray:
     """Balances (paths, days) at the end of each of the `days` after the day `as_of`, minor units; without an opening balance they start from 0.
 
-    `of` must end with `as_of`. Without a whole week of history only what is due moves.
+    `of` must end with `as_of`; `begin` is as for `rest_of`. Without a whole week of history only what is due moves.
     """
-    rest, ahead = rest_of(of, as_of), -(-days // 7)
+    rest, ahead = rest_of(of, as_of, begin), -(-days // 7)
     if not len(rest):
         rest = np.zeros((1, 7))
     start = float(balance_series(of, as_of, as_of)[0]) if of.known else 0.0
@@ -576,15 +586,15 @@ def _body(c: CashFlow) -> Html:
     legend = "Line: the middle. Dark band: 80 % of the walks, light band: 95 %." + (" Dashed: the buffer." if c.below is not None else "")
     return join([facts(told, small), _picture(c), prose(f"{legend} {len(c.due)} dated payments and an uncertain rest, {how}."), known, *notes])
 
-# %% ../../nbs/serving/cashflow.ipynb #495d57d5
-_SPENDS = tuple(KINDS.index(k) for k in ("essential", "discretionary", "debt", "fee"))
+# %% ../../nbs/serving/cashflow.ipynb #ea78b44d
+SPENDS = tuple(KINDS.index(k) for k in ("essential", "discretionary", "debt", "fee"))
 LEAST_DAYS = 21
 
 
 def weekly_spending(of: Account, as_of: int, days: int = 84) -> float:
     """What a week's spending was on average, refunds taken off, over the last `days` or since the first row; minor units."""
     span = min(days, as_of - int(of.day[0]) + 1) if len(of.day) else days
-    rows = np.isin(of.kind, _SPENDS) & (of.day > as_of - span) & (of.day <= as_of)
+    rows = np.isin(of.kind, SPENDS) & (of.day > as_of - span) & (of.day <= as_of)
     return max(float(-of.amount[rows].sum()) * 7 / max(span, 7), 0.0)
 
 
