@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fincoach.data.source import Source
-from fincoach.features.recurring import RHYTHMS, detect_spending_cycles
+from fincoach.features.recurring import RHYTHMS, detect_spending_cycles, due_weeks, dues
 
 CATEGORY = {"in": 1, "out": 17}
 
@@ -346,7 +346,7 @@ def test_what_comes_later_never_matters(rows, later):
 @settings(max_examples=25, deadline=None)
 @given(books(), st.sampled_from([2, 10, 100]))
 def test_what_amounts_are_counted_in_does_not_matter(rows, factor):
-    money = ("transaction_ids", "amount_minor", "last_minor", "low_minor", "high_minor", "price_changes", "variation", "confidence")
+    money = ("transaction_ids", "amount_minor", "last_minor", "low_minor", "high_minor", "due_low_minor", "due_high_minor", "price_changes", "variation", "confidence")
     assert told(frames(rows), drop=money) == told(frames([(u, d, a * factor, m) for u, d, a, m in rows]), drop=money)
 
 
@@ -385,6 +385,85 @@ def test_what_always_holds(rows):
         if s["status"] != "ended":
             assert date(2025, 9, 15) < s["next_date"]
             assert s["next_low"] <= s["next_date"] <= s["next_high"]
+
+
+def fall(rows, as_of, days=90):
+    """Due days of rows as of a date, by stream."""
+    due = dues(detect_spending_cycles(frames(rows), as_of), as_of, as_of + timedelta(days=days))
+    return due["day"].to_list()
+
+
+def test_a_moved_payday_falls_due_once():
+    """The 25th each month; once the 22nd, the 28th, or still to come."""
+    rows = monthly(25, 210_000, "Acme", (2025, 1), 9)
+    coming = [date(2025, 10, 25), date(2025, 11, 25), date(2025, 12, 25)]
+    for day in range(22, 29):
+        moved = [*rows[:8], (1, date(2025, 9, day), 210_000, "Acme")]
+        assert fall(moved, date(2025, 9, day)) == [d for d in coming if d <= date(2025, 9, day) + timedelta(days=90)], day
+    late = fall(rows[:8], date(2025, 9, 26), 30)
+    assert (len(late), late[1]) == (2, date(2025, 10, 25)), "what is late comes once, then the next"
+    assert date(2025, 9, 26) < late[0] <= date(2025, 9, 30)
+
+
+def test_payments_before_the_weekend_fall_due_before_the_weekend():
+    """The last day of each month, months of all lengths."""
+    rows = monthly(31, 250_000, "Acme", (2025, 1), 10, shift=-1)
+    assert fall(rows, date(2025, 11, 10), 130) == [date(2025, 11, 28), date(2025, 12, 31), date(2026, 1, 30), date(2026, 2, 27)]
+
+
+@pytest.mark.parametrize("step", [7, 14, 28])
+def test_weeks_fall_due_by_weeks(step):
+    """Every so many weeks, none left out and none twice."""
+    rows = every(step, -4_500, "Cleaner", date(2025, 1, 7), 12)
+    last = rows[-1][1]
+    assert fall(rows, last, 200) == [last + timedelta(days=step * k) for k in range(1, 200 // step + 1)]
+
+
+def test_instalments_fall_due_as_often_as_they_are_owed():
+    """Five of twelve are left; then none; an ended stream falls due no more."""
+    rows = [(u, d, a, f"Laptop rate {i}/12") for i, (u, d, a, _) in enumerate(monthly(3, -8_325, "", (2025, 1), 12), 1)]
+    assert fall(rows[:7], date(2025, 7, 20), 700) == [date(2025, m, 3) for m in range(8, 13)]
+    assert fall(rows, date(2025, 12, 4), 700) == fall(monthly(5, -22_000, "Loans", (2023, 1), 24), date(2025, 4, 1), 700) == []
+
+
+def test_what_falls_due_by_weeks_adds_up():
+    """Rent and a refund that comes back each month, two people; money of other weeks, people and categories is left out."""
+    rows = monthly(3, -70_000, "Housing", (2025, 1), 9) + monthly(12, 1_000, "Club", (2025, 1), 9) + [(2, *r[1:]) for r in monthly(3, -50_000, "Housing", (2025, 1), 9)]
+    f = frames(rows)
+    f["transactions"] = f["transactions"].with_columns(category_id=pl.lit(17, pl.Int64))
+    due = dues(detect_spending_cycles(f, date(2025, 9, 30)), date(2025, 9, 30), date(2026, 3, 1))
+    mondays = (date(2025, 9, 29) - date(1970, 1, 1)).days + 7 * np.arange(12)
+    weeks = due_weeks(due, [2, 1], mondays, [17, 5])
+    assert weeks.shape == (2, 12, 2)
+    assert (weeks[:, :, 1] == 0).all()
+    assert np.flatnonzero(weeks[0, :, 0]).tolist() == [0, 5, 9]
+    assert np.flatnonzero(weeks[1, :, 0] < 0).tolist() == [1, 6, 10]
+    assert 0.8 * 700 < weeks[1, 0, 0] <= 700
+    assert due_weeks(due, [], mondays, [17]).shape == (0, 12, 1)
+    assert due_weeks(due[:0], [1], mondays[:0], [17]).shape == (1, 0, 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(books(), st.integers(0, 60))
+def test_what_always_holds_of_due_dates(rows, later):
+    as_of = date(2025, 9, 15) + timedelta(days=later)
+    found = detect_spending_cycles(frames(rows), as_of)
+    due = dues(found, as_of, as_of + timedelta(days=100))
+    by_id = {s["stream_id"]: s for s in found.streams.to_dicts()}
+    for (stream_id,), part in due.group_by("stream_id", maintain_order=True):
+        s, days = by_id[stream_id], part["day"].to_list()
+        assert s["status"] != "ended"
+        assert s["next_date"] == days[0]
+        assert min(b - a for a, b in zip(days, [*days[1:], date.max], strict=True)).days > s["period_days"] / 2
+        assert as_of < part["low_day"].min()
+        assert (part["low_day"] <= part["day"]).all()
+        assert (part["day"] <= part["high_day"]).all()
+        assert (part["low_minor"] <= part["amount_minor"]).all()
+        assert (part["amount_minor"] <= part["high_minor"]).all()
+        assert part["confidence"].is_between(0, s["confidence"]).all()
+        assert part["confidence"].is_sorted(descending=True)
+    far = dues(found, as_of + timedelta(days=30), as_of + timedelta(days=60))
+    assert far.equals(due.filter(pl.col("day").is_between(as_of + timedelta(days=30), as_of + timedelta(days=60))))
 
 
 def test_a_database_gives_the_same(tmp_path):
