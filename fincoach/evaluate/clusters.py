@@ -10,6 +10,7 @@ __all__ = ['Fit', 'STATISTICS', 'Estimate', 'adjusted_rand', 'adjusted_rand_inte
 
 # %% ../../nbs/evaluate/clusters.ipynb #7233ffda
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -108,9 +109,11 @@ def _threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+@contextmanager
 def one_thread():
-    """Within `with one_thread():` the libraries that scikit-learn computes with use one thread: the same numbers on every machine."""
-    return _threads().limit(limits=1)
+    """Within `with one_thread():`, or decorated with `@one_thread()`, arithmetic takes one thread: sums have the same last digit however many there are."""
+    with _threads().limit(limits=1):
+        yield
 
 
 def k_means(x: np.ndarray, k: int, seed: int = 0, starts: int = 10) -> np.ndarray:

@@ -25,7 +25,7 @@ from ..data.tables import SEGMENTS
 from ..data.validate import MinimumData, minimum_data
 from ..evaluate.candidate import Candidate, json_bytes, manifest_of, pickled
 from fincoach.evaluate.clusters import (
-    Estimate, Lasting, adjusted_rand, adjusted_rand_interval, matched, nearest, reliability,
+    Estimate, Lasting, adjusted_rand, adjusted_rand_interval, matched, nearest, one_thread, reliability,
     silhouette, supervised_ceiling, temporal_stability, usefulness,
 )
 from ..evaluate.lineage import LeakAudit, NotEnoughData, bands, code_hash, leak_audit, version_name
@@ -754,11 +754,13 @@ def finish(e: Evidence) -> Candidate:
     return Candidate(e, report, files_of(e, report), _manifest(e, report.verdict))
 
 # %% ../../nbs/segments/training.ipynb #b31f1cb1
+@one_thread()
 def fit(data: Data, recipe: Recipe, version: str) -> UserSegmentationModel:
     """The model on today's features."""
     return UserSegmentationModel(recipe.segments, recipe.seed).train_clustering_model(data.features, recipe.as_of, version)
 
 
+@one_thread()
 def examine(snapshot, data: Data, model: UserSegmentationModel, recipe: Recipe, truth=None, parent: str | None = None,
             champion: SegmentationParameters | None = None, findings=(), say: Callable[[str], None] = lambda text: None) -> Evidence:
     """All the evidence on a fitted model; `say` hears of each step."""
