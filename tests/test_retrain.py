@@ -197,18 +197,37 @@ def test_somebodys_own_database_is_never_replaced(tmp_path):
         assert c.execute("select count(*) from mine").fetchone() == (0,)
 
 
-# A retrain in a process of its own. Training itself writes nothing; all but two runs get its result ready-made, so that
+# Retrains in processes of their own. Training itself writes nothing; all but two runs get its result ready-made, so that
 # many can be killed where it matters: while the database, the snapshot, the version, the report and the champion are written.
-RUN = """
-import sys
+# What they import takes longer than they do: one process imports, and forks for each run, before any library started threads that compute.
+RUNS = """
+import os, signal, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from test_retrain import Ready, settings_in
 from fincoach.learn import retrain as road
-settings, seed, real = settings_in(Path({home!r})), int(sys.argv[1]), sys.argv[2] == "real"
-if not real:
-    road.segments.train_segmentation = lambda snapshot, recipe, truth, parent, *rest: Ready(settings, {version!r}, road.version_name(snapshot.hash, recipe), parent)
-road.retrain("population", settings, seed=seed, notebook=False, say=lambda text: print(text, flush=True))
+settings = settings_in(Path({home!r}))
+
+
+def run(seed, real):
+    if not real:
+        road.segments.train_segmentation = lambda snapshot, recipe, truth, parent, *rest: Ready(settings, {version!r}, road.version_name(snapshot.hash, recipe), parent)
+    road.retrain("population", settings, seed=seed, notebook=False, say=lambda text: print(text, flush=True))
+
+
+for line in sys.stdin:  # a run; the next line ends it
+    seed, real = line.split()
+    threads = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    assert sum(name not in ("jemalloc_bg_thd", "polars-ooc-clea") for name in threads) == 1, "a fork would lose " + ", ".join(threads)
+    if not (child := os.fork()):
+        try:
+            run(int(seed), real == "real")
+        finally:
+            print("ended", flush=True)
+            os._exit(0)
+    sys.stdin.readline()
+    os.kill(child, signal.SIGKILL)
+    print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -230,34 +249,32 @@ MOMENTS = (("reading population", 1.5), ("fincoach.db", 0.6), ("snapshot", 0.1),
            ("deciding", 0.03), ("deciding", 0.01))
 
 
-def killed(script: str, seed: int, real: bool, step: str, wait: float) -> bool:
+def killed(runs: subprocess.Popen, seed: int, real: bool, step: str, wait: float) -> bool:
     """Start a run, kill it `wait` seconds after it told `step`; whether it was still running."""
-    run = subprocess.Popen([sys.executable, "-c", script, str(seed), "real" if real else "ready"], stdout=subprocess.PIPE,
-                           stderr=subprocess.DEVNULL, text=True)
-    with run.stdout:
-        next((line for line in run.stdout if line.startswith(step)), None)
-        time.sleep(wait)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-    return run.returncode == -signal.SIGKILL
+    print(seed, "real" if real else "ready", file=runs.stdin, flush=True)
+    next(line for line in runs.stdout if line.startswith((step, "ended")))
+    time.sleep(wait)
+    print("kill", file=runs.stdin, flush=True)
+    return int(next(line for line in runs.stdout if line.startswith("status")).split()[1]) == -signal.SIGKILL
 
 
 def test_killed_at_any_moment_the_champion_still_serves(trained):
     """FINCOACH_KILLS says how many times (default 8)."""
     kills, chance = int(os.environ.get("FINCOACH_KILLS", "8")), random.Random(5)
     settings, result = trained
-    script = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"), home=str(settings.work.parent), version=result.version)
-    died = 0
-    for attempt in range(kills):
-        step, lasts = MOMENTS[attempt % len(MOMENTS)]
-        if step == "reading population":  # so that there is a database to write
-            (settings.work / "fincoach.db").unlink(missing_ok=True)
-        before = champion(settings.artifacts, "segmentation")
-        died += killed(script, 100 + attempt, attempt % 8 == 3 and attempt < 16, step, chance.random() * lasts)
-        now = champion(settings.artifacts, "segmentation")
-        assert open_version(settings.artifacts, "segmentation", now).read("segmentation.json")
-        assert versions(settings.artifacts, "segmentation") == listed(settings.artifacts, "segmentation"), "a half-written version is listed"
-        assert now == before or open_version(settings.artifacts, "segmentation", now).manifest["parent"] == before
+    script = RUNS.format(root=str(ROOT), tests=str(ROOT / "tests"), home=str(settings.work.parent), version=result.version)
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as runs:
+        died = 0
+        for attempt in range(kills):
+            step, lasts = MOMENTS[attempt % len(MOMENTS)]
+            if step == "reading population":  # so that there is a database to write
+                (settings.work / "fincoach.db").unlink(missing_ok=True)
+            before = champion(settings.artifacts, "segmentation")
+            died += killed(runs, 100 + attempt, attempt % 8 == 3 and attempt < 16, step, chance.random() * lasts)
+            now = champion(settings.artifacts, "segmentation")
+            assert open_version(settings.artifacts, "segmentation", now).read("segmentation.json")
+            assert versions(settings.artifacts, "segmentation") == listed(settings.artifacts, "segmentation"), "a half-written version is listed"
+            assert now == before or open_version(settings.artifacts, "segmentation", now).manifest["parent"] == before
     ended = retrain("population", settings, notebook=False, say=quiet)
     assert (ended.version, ended.decision) == (result.version, "unchanged")
     assert not [p for p in settings.reports.glob("segmentation/.*") if p.name != ".retrain.lock"], "leftovers of killed runs"
