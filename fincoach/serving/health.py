@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'IN_WORDS', 'RATES', 'FORMAT', 'LEVELS_OF_STRESS', 'RULES',
            'judge_stress', 'EarlyWarning', 'EarlyWarnings', 'Outlook', 'look_ahead', 'LoadedHealth', 'open_health',
            'FinancialHealthForecaster']
 
-# %% ../../nbs/serving/health.ipynb #068799dc
+# %% ../../nbs/serving/health.ipynb #1e7c5c80
 import json
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime, timedelta
@@ -35,6 +35,7 @@ from fincoach.serving.cashflow import (
     Account,
     Bend,
     CashFlow,
+    _minus,
     _money,
     _short,
     _sure,
@@ -153,7 +154,12 @@ def _grid(rows, shape: tuple[int, int], where: str, low: float, high: float) -> 
     _need(ok, f"{where} must be {shape[0]} lists of {shape[1]} numbers")
     return tuple(tuple(_number(v, f"{where}[{i}][{j}]", low=low, high=high) for j, v in enumerate(r)) for i, r in enumerate(rows))
 
-# %% ../../nbs/serving/health.ipynb #7dca214a
+# %% ../../nbs/serving/health.ipynb #518fe143
+def _share(x: float) -> str:
+    """A share such as −6 %."""
+    return _minus(f"{100 * x:.0f} %")
+
+# %% ../../nbs/serving/health.ipynb #47977eb8
 @dataclass(frozen=True)
 class SavingsRate(Card):
     """The share of income that will be left over the next twelve weeks.
@@ -182,8 +188,8 @@ class SavingsRate(Card):
     def card_body(self) -> Html:
         if self.rate is None:
             return join([prose(f"- {w}") for w in self.warnings])
-        told = {"Left of income": f"{self.rate:.0%}", "Last twelve weeks": "unknown" if self.past is None else f"{self.past:.0%}", "More out than in": _sure(self.below_zero)}
-        notes = {"Left of income": f"{self.range[1]:.0%} to {self.range[3]:.0%} (80 %)"}
+        told = {"Left of income": _share(self.rate), "Last twelve weeks": "unknown" if self.past is None else _share(self.past), "More out than in": _sure(self.below_zero)}
+        notes = {"Left of income": f"{_share(self.range[1])} to {_share(self.range[3])} (80 %)"}
         return join([facts(told, notes), *(prose(f"- {w}") for w in self.warnings)])
 
 
@@ -201,7 +207,7 @@ def savings_rate(user_id: int, as_of: date, said: np.ndarray, rates: np.ndarray,
     below = float(np.interp(0.0, quantiles, LEVELS)) if np.ptp(quantiles) > 0 else float(quantiles[2] < 0)
     return SavingsRate(user_id, as_of, round(float(quantiles[2]), 4), tuple(np.round(quantiles, 4).tolist()), past, round(below, 3), "rules" if parameters is None else "model")
 
-# %% ../../nbs/serving/health.ipynb #7a77f10c
+# %% ../../nbs/serving/health.ipynb #4478755b
 LEVELS_OF_STRESS = ("calm", "watch", "strained", "acute")
 
 
@@ -274,13 +280,16 @@ class FinancialStress(Card):
 
 def _figure(r: Reason) -> str:
     """The value of a reason in its unit."""
-    return f"{r.value:.1f} weeks (line: {r.line:.0f})" if "weeks that" in r.what else f"{r.value:.0%} (line: {r.line:.0%})"
+    return _minus(f"{r.value:.1f} weeks (line: {r.line:.0f})") if "weeks that" in r.what else f"{_share(r.value)} (line: {_share(r.line)})"
 
 
 def judge_stress(measures: dict[str, float | None]) -> tuple[str, tuple[Reason, ...]]:
     """The level and its reasons, the worst first; 'unknown' if no chance is known and no line is met."""
-    met = [Reason(r.level, r.what, measures[r.measure], r.least) for r in RULES if r.met(measures.get(r.measure))]
-    met.sort(key=lambda r: -LEVELS_OF_STRESS.index(r.level))
+    met = {}
+    for r in sorted(RULES, key=lambda r: -LEVELS_OF_STRESS.index(r.level)):
+        if r.measure not in met and r.met(measures.get(r.measure)):
+            met[r.measure] = Reason(r.level, r.what, measures[r.measure], r.least)
+    met = list(met.values())
     return met[0].level if met else "unknown" if measures.get("zero_4") is None else "calm", tuple(met)
 
 # %% ../../nbs/serving/health.ipynb #b7a0695b
@@ -300,7 +309,7 @@ def _measures(of: Account, flow: CashFlow, as_of: int) -> dict[str, float | None
     return {"zero_4": chance(0, 28), "zero_12": chance(0, 84), "buffer_4": chance(buffer, 28), "buffer_12": chance(buffer, 84), "reserve": reserve,
             "debt": round(float(np.clip(owed / spent, 0, 1)), 4) if spent > 0 else None}
 
-# %% ../../nbs/serving/health.ipynb #e837f1eb
+# %% ../../nbs/serving/health.ipynb #983bfb0c
 @dataclass(frozen=True)
 class EarlyWarning:
     """What may happen: `kind` (below zero, below buffer, income late, spending over income), a sentence, when (`day`, from `first` to `last`), days until
@@ -347,7 +356,7 @@ class EarlyWarnings(Card):
         return f"Warnings as of {self.as_of}"
 
     def card_body(self) -> Html:
-        rows = [{"what": join([i.what, Html("<small>"), " ".join(i.evidence), Html("</small>")]), "day": _when(i), "lead": f"{i.lead_days} days", "chance": _sure(i.chance)} for i in self.items]
+        rows = [{"what": join([i.what, Html("<small>"), " ".join(i.evidence), Html("</small>")]), "day": _when(i), "lead": f"{i.lead_days} day{'s' * (i.lead_days != 1)}", "chance": _sure(i.chance)} for i in self.items]
         shown = table(rows, {"what": "What", "day": "When", "lead": "In", "chance": "How sure"}) if rows else prose("Nothing to warn of.")
         return join([shown, prose("Looked at: " + (", ".join(self.looked) or "nothing") + "."), *(prose(f"- {w}") for w in self.warnings)])
 
@@ -356,7 +365,7 @@ def _when(i: EarlyWarning) -> Html:
     """The day, and the range of days below it."""
     return join([_short(i.day), Html(f"<small>{_short(i.first)} to {_short(i.last)}</small>")]) if i.first != i.last else join([_short(i.day)])
 
-# %% ../../nbs/serving/health.ipynb #e1df753c
+# %% ../../nbs/serving/health.ipynb #29af5da9
 def _stands_on(flow: CashFlow, until: date, weekly: float) -> tuple[str, ...]:
     """The evidence for a low balance by a day."""
     out = sorted((p for p in flow.due if p.amount < 0 and p.day <= until), key=lambda p: p.amount)[:2]
@@ -368,13 +377,21 @@ def _stands_on(flow: CashFlow, until: date, weekly: float) -> tuple[str, ...]:
     return tuple(said)
 
 
+def _below_now(flow: CashFlow, level: int, name: str) -> str:
+    """What is said of a balance that is below a level already."""
+    back = next((d for d, row in enumerate(flow.fan) if row[2] >= level), None)
+    until = "most likely for all of the next twelve weeks" if back is None else f"most likely until {_short(flow.as_of + timedelta(days=back + 1))}"
+    return f"The balance is below {name} now, {until}."
+
+
 def _of_falls(flow: CashFlow, warn: float, weekly: float) -> list[EarlyWarning]:
     """Warnings of a low balance: of zero, else of the buffer."""
-    for level, kind, what in ((0, "below zero", "The balance may fall below zero"), (flow.buffer, "below buffer", f"The balance may fall below {_money(flow.buffer, flow.currency)}")):
+    for level, kind, name in ((0, "below zero", "zero"), (flow.buffer, "below buffer", _money(flow.buffer, flow.currency))):
         known = [f for days in SPANS if (f := flow.falls_below(level, days)) and f.chance >= warn and f.day]
         if known:
             f = known[0]
-            return [EarlyWarning(kind, f"{what} within {f.days // 7} weeks.", f.day, f.first, f.last, (f.day - flow.as_of).days, f.chance, _stands_on(flow, f.day, weekly))]
+            what = _below_now(flow, level, name) if flow.start < level else f"The balance may fall below {name} within {f.days // 7} weeks."
+            return [EarlyWarning(kind, what, f.day, f.first, f.last, (f.day - flow.as_of).days, f.chance, _stands_on(flow, f.day, weekly))]
     return []
 
 
@@ -394,9 +411,9 @@ def _of_rate(rate: SavingsRate, warn: float) -> list[EarlyWarning]:
     if rate.rate is None or rate.below_zero < max(warn, 0.8):
         return []
     day = rate.as_of + timedelta(days=DAYS)
-    past = "" if rate.past is None else f" It was {rate.past:.0%} in the last twelve weeks."
+    past = "" if rate.past is None else f" It was {_share(rate.past)} in the last twelve weeks."
     return [EarlyWarning("spending over income", "More may go out than comes in over the next twelve weeks.", day, day, day, DAYS, rate.below_zero,
-                         (f"Expected to be left of income: {rate.rate:.0%} ({rate.range[1]:.0%} to {rate.range[3]:.0%}).{past}",))]
+                         (f"Expected to be left of income: {_share(rate.rate)} ({_share(rate.range[1])} to {_share(rate.range[3])}).{past}",))]
 
 # %% ../../nbs/serving/health.ipynb #9ea0437a
 class Outlook(NamedTuple):
