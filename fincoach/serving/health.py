@@ -309,10 +309,10 @@ def _measures(of: Account, flow: CashFlow, as_of: int) -> dict[str, float | None
     return {"zero_4": chance(0, 28), "zero_12": chance(0, 84), "buffer_4": chance(buffer, 28), "buffer_12": chance(buffer, 84), "reserve": reserve,
             "debt": round(float(np.clip(owed / spent, 0, 1)), 4) if spent > 0 else None}
 
-# %% ../../nbs/serving/health.ipynb #983bfb0c
+# %% ../../nbs/serving/health.ipynb #05d8b36d
 @dataclass(frozen=True)
 class EarlyWarning:
-    """What may happen: `kind` (below zero, below buffer, income late, spending over income), a sentence, when (`day`, from `first` to `last`), days until
+    """What may happen: `kind` (below zero, below buffer, income missing, spending over income), a sentence, when (`day`, from `first` to `last`), days until
     then, how sure, and the evidence in sentences."""
 
     kind: str
@@ -365,7 +365,7 @@ def _when(i: EarlyWarning) -> Html:
     """The day, and the range of days below it."""
     return join([_short(i.day), Html(f"<small>{_short(i.first)} to {_short(i.last)}</small>")]) if i.first != i.last else join([_short(i.day)])
 
-# %% ../../nbs/serving/health.ipynb #29af5da9
+# %% ../../nbs/serving/health.ipynb #7e171848
 def _stands_on(flow: CashFlow, until: date, weekly: float) -> tuple[str, ...]:
     """The evidence for a low balance by a day."""
     out = sorted((p for p in flow.due if p.amount < 0 and p.day <= until), key=lambda p: p.amount)[:2]
@@ -381,7 +381,7 @@ def _below_now(flow: CashFlow, level: int, name: str) -> str:
     """What is said of a balance that is below a level already."""
     back = next((d for d, row in enumerate(flow.fan) if row[2] >= level), None)
     until = "most likely for all of the next twelve weeks" if back is None else f"most likely until {_short(flow.as_of + timedelta(days=back + 1))}"
-    return f"The balance is below {name} now, {until}."
+    return f"The balance is below {name}, {until}."
 
 
 def _of_falls(flow: CashFlow, warn: float, weekly: float) -> list[EarlyWarning]:
@@ -401,7 +401,7 @@ def _of_income(streams: pl.DataFrame, as_of: date, currency: str) -> list[EarlyW
     said = []
     for r in late.iter_rows(named=True):
         evidence = f"It came {r['count']} times, last on {r['last_date']}; one date has passed without it."
-        said.append(EarlyWarning("income late", f"{r['merchant'] or 'An income'} ({_money(r['amount_minor'], currency)}) has not come as before.", r["next_date"], r["next_low"], r["next_high"],
+        said.append(EarlyWarning("income missing", f"{r['merchant'] or 'An income'} ({_money(r['amount_minor'], currency)}) has not come as before.", r["next_date"], r["next_low"], r["next_high"],
                                  (r["next_date"] - as_of).days, round(r["confidence"], 2), (evidence, "The date is that of the next one expected.")))
     return said
 
