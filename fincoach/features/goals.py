@@ -289,7 +289,7 @@ def _is_open(person, goal, day):
     g = person.goals[goal]
     return g[START] <= day and day < g[DUE] and g[DUE] < 2147483647 and day < g[END] and _reached_on(person, goal, day) > day
 
-# %% ../../nbs/features/goals.ipynb #78499e04
+# %% ../../nbs/features/goals.ipynb #580aa68e
 @dataclass(frozen=True, eq=False)
 class GoalCases:
     """Goals on days: one row each. `goal` is the row in the ledgers' `goals`; `reached` means something only where `due` has passed."""
@@ -302,6 +302,7 @@ class GoalCases:
     due: np.ndarray
     X: np.ndarray  # (n, 21), NaN unknown
     values: np.ndarray  # (n, 28), the person's numbers on the day
+    weight: np.ndarray  # one over the months that were planned for the goal
     reached: np.ndarray  # bool
 
     def __len__(self):
@@ -314,13 +315,7 @@ class GoalCases:
         """Some of the cases."""
         return GoalCases(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
 
-    @property
-    def weight(self) -> np.ndarray:
-        """One over the number of cases of the goal, so that each goal counts once."""
-        _, inverse, count = np.unique(self.goal, return_inverse=True, return_counts=True)
-        return 1.0 / count[inverse] if len(self) else np.zeros(0)
-
-# %% ../../nbs/features/goals.ipynb #1031c572
+# %% ../../nbs/features/goals.ipynb #39f12ee0
 def month_ends(first: int, last: int) -> np.ndarray:
     """The last days of months from day `first` to day `last` (since 1970)."""
     months = range(_month_of(first)[0] + 1, _month_of(last + 1)[0] + 1)
@@ -333,16 +328,18 @@ def goal_cases(source, as_of: date) -> GoalCases:
     for i in np.flatnonzero(np.diff(ledgers.goal_offsets)).tolist():
         person, known = ledgers.person(i), {}
         for g in range(len(person.goals)):
-            for day in month_ends(person.goals[g, START], min(today, person.goals[g, DUE] - 1)).tolist():
+            planned = month_ends(person.goals[g, START], person.goals[g, DUE] - 1) if person.goals[g, DUE] < NEVER else np.zeros(0, int)
+            for day in planned[planned <= today].tolist():
                 if not _is_open(person, g, day):
                     continue
                 if day not in known:
                     known[day] = features_of(person, date.fromordinal(day + 719_163))
                 x = goal_numbers(person, g, date.fromordinal(day + 719_163), known[day])
-                rows.append((ledgers.user_ids[i], i, ledgers.goal_offsets[i] + g, g, day, person.goals[g, DUE], x, known[day], _label(person, g)))
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 9
+                rows.append((ledgers.user_ids[i], i, ledgers.goal_offsets[i] + g, g, day, person.goals[g, DUE], x, known[day], 1 / len(planned), _label(person, g)))
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 10
     numbers = [np.array(c, np.int64) for c in columns[:6]]
-    return GoalCases(*numbers, np.array(columns[6]).reshape(-1, len(GOAL_FEATURES)), np.array(columns[7]).reshape(-1, len(NAMES)), np.array(columns[8], bool))
+    return GoalCases(*numbers, np.array(columns[6]).reshape(-1, len(GOAL_FEATURES)), np.array(columns[7]).reshape(-1, len(NAMES)), np.array(columns[8], float),
+                     np.array(columns[9], bool))
 
 # %% ../../nbs/features/goals.ipynb #fea93944
 class Scenario(NamedTuple):
