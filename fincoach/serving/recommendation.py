@@ -727,9 +727,9 @@ class LoadedModels(NamedTuple):
     model_version: str
     warnings: tuple[str, ...]
 
-# %% ../../nbs/serving/recommendation.ipynb #695e14bf
+# %% ../../nbs/serving/recommendation.ipynb #eb377f5c
 class _Asking:
-    """The half of the service that decides."""
+    """The part of the service that loads what answers."""
 
     def __init__(self, database: str | sa.Engine, artifacts: str | Path, limits: Limits | None = None):
         self.engine = connect(database) if isinstance(database, str) else database
@@ -762,6 +762,10 @@ class _Asking:
         """The limits in force with a loaded version."""
         return self._limits or (Limits(**loaded.policy.limits, explore=loaded.policy.explore) if loaded.policy else Limits())
 
+# %% ../../nbs/serving/recommendation.ipynb #a9ffcd23
+class _Deciding(_Asking):
+    """The part of the service that decides."""
+
     def _chances(self, ask: Asking, loaded: _Loaded, x: np.ndarray, segment: int, stressed: bool, at: datetime) -> dict[str, float]:
         """The probability of each strategy for a person, as of a moment, from the counts in the database."""
         context = None
@@ -792,9 +796,9 @@ class _Asking:
         chances = self._chances(ask, loaded, f.x, segment, stressed, at)
         return decide(q[0], allowed[0], segment, stressed, chances, self._limits_of(loaded).explore, draw, brain.name), segment, valued
 
-# %% ../../nbs/serving/recommendation.ipynb #d7ab6b5e
-class _Learning(_Asking):
-    """The half of the service that learns."""
+# %% ../../nbs/serving/recommendation.ipynb #26a1ab18
+class _Learning(_Deciding):
+    """The part of the service that learns."""
 
     def select_recommendation_strategy(self, user_id: int, at: datetime) -> Choice:
         """The strategy that would be drawn for a person at a moment in UTC, with all probabilities. Nothing is stored."""
@@ -838,8 +842,21 @@ def _from_state(state) -> tuple[np.ndarray, int, bool]:
     places = np.flatnonzero(values[BASE : BASE + len(SEGMENTS)])
     return values[_FROM_WIDE], int(places[0]) if len(places) == 1 else -1, True
 
-# %% ../../nbs/serving/recommendation.ipynb #2b018abd
-class EnhancedCQLModelService(_Learning):
+# %% ../../nbs/serving/recommendation.ipynb #f5aeb2a0
+class _Repeating(_Learning):
+    """The part of the service that answers again."""
+
+    def _again(self, ask: Asking, loaded: _Loaded, user_id: int, stored: _Stored, at: datetime) -> CoachingRecommendation:
+        """The answer for a decision that was stored before, asked for again at a moment in UTC: nothing is drawn, nothing is stored."""
+        limits, held = self._limits_of(loaded), ""
+        f = _facts(ask, user_id, stored.decided_at, limits.rest_days)
+        if stored.served_by == "limits":  # a message that was sent is itself counted when asked again
+            held = hold(limits, at.astimezone(f.local.tzinfo), sum(_near(ask, user_id, at, stored.request_id, 0)[:2])) or ""
+        valued = self._valued(loaded, f)[0]
+        return _answer(loaded, f, stored, None, valued, held, True, [*loaded.warnings, *valued.said])
+
+# %% ../../nbs/serving/recommendation.ipynb #84056b6c
+class EnhancedCQLModelService(_Repeating):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
     `limits` overrule those of the loaded version. It may be shared between threads: it keeps no state but what was loaded, which
@@ -873,15 +890,6 @@ class EnhancedCQLModelService(_Learning):
         stored, held, later = made
         said = [f"messages dated after this moment count towards the limit ({later}): was a clock wrong?"] if later else []
         return _answer(loaded, f, stored, words, valued, held, False, [*loaded.warnings, *valued.said, *said])
-
-    def _again(self, ask: Asking, loaded: _Loaded, user_id: int, stored: _Stored, at: datetime) -> CoachingRecommendation:
-        """The answer for a decision that was stored before, asked for again at a moment in UTC: nothing is drawn, nothing is stored."""
-        limits, held = self._limits_of(loaded), ""
-        f = _facts(ask, user_id, stored.decided_at, limits.rest_days)
-        if stored.served_by == "limits":  # a message that was sent is itself counted when asked again
-            held = hold(limits, at.astimezone(f.local.tzinfo), sum(_near(ask, user_id, at, stored.request_id, 0)[:2])) or ""
-        valued = self._valued(loaded, f)[0]
-        return _answer(loaded, f, stored, None, valued, held, True, [*loaded.warnings, *valued.said])
 
     def get_recommendation(self, state, currency: str | None = None, explain: bool = False) -> CoachingRecommendation:
         """The best allowed action for a state of 17 numbers, or of 35: nothing is drawn, nothing is stored.
