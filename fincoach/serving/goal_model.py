@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FORMAT', 'Usual', 'Knot', 'GoalParameters', 'check_forest', 'Odds', 'GoalModel']
 
-# %% ../../nbs/serving/goal_model.ipynb #6a8ce446
+# %% ../../nbs/serving/goal_model.ipynb #cafbb98e
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..features.goals import GOAL_NAMES, Habits
 from .inference import ParametersError, _need, _number, _opened, _text
-from .network import NetworkError, _fields, _known, _message, _session
+from .network import NetworkError, _fields, _known, _message, _session, _varint
 
 # %% ../../nbs/serving/goal_model.ipynb #75fa9171
 FORMAT = 1
@@ -144,61 +145,83 @@ def _from_json(text: str | bytes) -> GoalParameters:
     found["habits"], found["season"] = _row(Habits, found["habits"], "habits"), tuple(found["season"])
     return GoalParameters(**found)
 
-# %% ../../nbs/serving/goal_model.ipynb #27833611
+# %% ../../nbs/serving/goal_model.ipynb #5ab973ac
 _STEPS = frozenset({("ai.onnx.ml", "TreeEnsembleClassifier"), ("", "Cast"), ("", "Identity")})
 _LARGEST, _TREE_NODES = 64 << 20, 2_000_000
 _MODEL, _GRAPH = {1, 2, 3, 4, 5, 6, 7, 8, 14}, {1, 2, 10, 11, 12, 13}  # no weights (5) outside the trees
-_ATTRIBUTE = {1, 2, 3, 4, 7, 8, 9, 13, 20}  # as in a network, and lists of texts (9)
 
 
-def _numbers(values: list) -> np.ndarray:
-    """Whole numbers of an attribute, whether written one by one or packed."""
-    if values and isinstance(values[0], memoryview):
-        raw = np.frombuffer(b"".join(values), np.uint8)
-        ends = np.flatnonzero(raw < 128)
-        if not len(ends) or ends[-1] != len(raw) - 1 or np.diff(ends, prepend=-1).max() > 4:
-            raise NetworkError("a list of whole numbers of the forest is cut, or too large")
-        starts = np.concatenate(([0], ends[:-1] + 1))
-        total = np.zeros(len(ends), np.int64)
-        for k in range(4):
-            here = starts + k <= ends
-            total[here] += (raw[starts[here] + k] & 0x7F).astype(np.int64) << 7 * k
-        return total
-    return np.array(values, np.int64) if all(v < 2**40 for v in values) else np.array([-1])
+# Lists as the trees' attributes hold them, each entry with its tag: whole numbers (field 8), 32-bit floats (7), the two kinds of nodes (9).
+_INTS, _FLOATS = re.compile(rb"(?:\x40[\x80-\xff]{0,3}[\x00-\x7f])+"), re.compile(rb"(?:\x3d[\x00-\xff]{4})+")
+_KINDS, _KIND = re.compile(rb"(?:\x4a(?:\x04LEAF|\x0aBRANCH_LEQ))+"), re.compile(rb"\x4a(\x04LEAF|\x0aBRANCH_LEQ)")
+_PLAIN = {1, 2, 3, 4, 13, 20}  # a name, a number, a text; not tensors (5), graphs (6) or lists of any other kind
 
 
-def _attributes(node: memoryview) -> dict[str, list]:
-    """The attributes of a step: name to the values in it (numbers and texts apart are left out)."""
-    found = {}
-    for number, value in _known(node, {1, 2, 3, 4, 5, 6, 7}, "a step"):
-        if number == 5:
-            parts = _known(_message(value), _ATTRIBUTE, "an attribute")
-            name = next((bytes(_message(v)).decode("utf-8", "replace") for n, v in parts if n == 1), "")
-            found[name] = [v for n, v in parts if n in (8, 9)]
-    return found
+def _numbers(run: bytes) -> np.ndarray:
+    """The whole numbers of a run that `_INTS` matched."""
+    raw = np.frombuffer(run, np.uint8)
+    ends = np.flatnonzero(raw < 128)  # of tags and numbers in turn
+    begins = np.concatenate(([0], ends[:-1] + 1))[1::2]
+    total = np.zeros(len(begins), np.int64)
+    for k in range(4):
+        here = begins + k <= ends[1::2]
+        total[here] += (raw[begins[here] + k] & 0x7F).astype(np.int64) << 7 * k
+    return total
 
-# %% ../../nbs/serving/goal_model.ipynb #4ee7ac83
+
+def _attribute(data: memoryview) -> tuple[str, np.ndarray | list]:
+    """The name of an attribute, and its list of whole numbers, or of kinds of nodes; empty if it holds something else."""
+    raw, at, name, found = bytes(data), 0, "", np.zeros(0, np.int64)
+    while at < len(raw):
+        if run := _INTS.match(raw, at):
+            found, at = _numbers(run[0]), run.end()
+        elif run := _KINDS.match(raw, at):
+            found, at = _KIND.findall(run[0]), run.end()
+        elif run := _FLOATS.match(raw, at):
+            at = run.end()
+        else:
+            size, at = _one(data, at)
+            name = raw[at - size : at].decode("utf-8", "replace") if size else name
+    return name, found
+
+
+def _one(data: memoryview, at: int) -> tuple[int, int]:
+    """The length of the name that begins at `at` (0: it is another plain field), and where it ends."""
+    key, at = _varint(data, at)
+    if key >> 3 not in _PLAIN or key & 7 not in (0, 2, 5):
+        raise NetworkError(f"an attribute has the field {key >> 3} in a form that no forest of ours has")
+    if key & 7 == 0:
+        return 0, _varint(data, at)[1]
+    size, at = (4, at) if key & 7 == 5 else _varint(data, at)
+    if at + size > len(data):
+        raise NetworkError("the file is cut, or no ONNX graph")
+    return size * (key >> 3 == 1), at + size
+
+
+def _attributes(node: memoryview) -> dict[str, np.ndarray | list]:
+    """The lists of whole numbers and of kinds of nodes among the attributes of a step, by name."""
+    return dict(_attribute(_message(value)) for number, value in _known(node, {1, 2, 3, 4, 5, 6, 7}, "a step") if number == 5)
+
+# %% ../../nbs/serving/goal_model.ipynb #c4950401
 def _check_trees(node: memoryview, takes: int):
     """Every branch of the trees leads on, and looks at one of `takes` numbers."""
     found = _attributes(node)
-    tree, own, feature, yes, no = (_numbers(found.get(f"nodes_{n}", [])) for n in ("treeids", "nodeids", "featureids", "truenodeids", "falsenodeids"))
-    modes = [bytes(_message(m)) for m in found.get("nodes_modes", [])]
-    if not 0 < len(tree) <= _TREE_NODES or {len(own), len(feature), len(yes), len(no), len(modes)} != {len(tree)}:
+    tree, own, feature, yes, no = (found.get(f"nodes_{n}", ()) for n in ("treeids", "nodeids", "featureids", "truenodeids", "falsenodeids"))
+    kinds = found.get("nodes_modes", ())
+    if not 0 < len(tree) <= _TREE_NODES or {len(own), len(feature), len(yes), len(no), len(kinds)} != {len(tree)}:
         raise NetworkError(f"the forest needs from 1 to {_TREE_NODES:,} nodes, each with a tree, a number and two ways on")
-    if set(modes) - {b"LEAF", b"BRANCH_LEQ"}:
-        raise NetworkError("a node of the forest is neither a leaf nor a branch of ours")
-    branch = np.array([m != b"LEAF" for m in modes])
-    size = np.bincount(tree) if tree.min() >= 0 and tree.max() < len(tree) else np.zeros(1, int)
+    branch = np.array(kinds) != b"\x04LEAF"
+    size = np.bincount(tree) if tree.max() < len(tree) else np.zeros(1, int)
     begins = np.concatenate(([0], np.cumsum(size)[:-1]))
     if size.sum() != len(tree) or (own != np.arange(len(tree)) - begins[tree]).any():
         raise NetworkError("the nodes of the forest are not numbered tree by tree")
     on = np.stack([yes, no])[:, branch]
     if (on <= own[branch]).any() or (on >= size[tree[branch]]).any():
         raise NetworkError("a branch of the forest leads back, or out of its tree")
-    if ((feature[branch] < 0) | (feature[branch] >= takes)).any():
+    if (feature[branch] >= takes).any():
         raise NetworkError(f"a branch of the forest looks at a number beyond the {takes} there are")
-    leaf_tree, leaf = (_numbers(found.get(f"class_{n}", [])) for n in ("treeids", "nodeids"))
-    if len(leaf_tree) != len(leaf) or not len(leaf) or leaf_tree.min() < 0 or leaf_tree.max() >= len(size) or (leaf < 0).any() or (leaf >= size[leaf_tree]).any():
+    leaf_tree, leaf = (found.get(f"class_{n}", ()) for n in ("treeids", "nodeids"))
+    if len(leaf_tree) != len(leaf) or not len(leaf) or leaf_tree.max() >= len(size) or (leaf >= size[leaf_tree]).any():
         raise NetworkError("the votes of the forest belong to no leaf of it")
 
 # %% ../../nbs/serving/goal_model.ipynb #4c99685d
