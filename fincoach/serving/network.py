@@ -93,20 +93,20 @@ def _check_tensor(data: memoryview):
     if kind != 1 or len(sides) > 2 or any(s > _SIDE for s in sides) or stored != 4 * int(np.prod(sides, dtype=np.int64)):
         raise NetworkError(f"weights of {sides} with {stored:,} bytes: 32-bit floats, of at most two dimensions up to {_SIDE:,}, must all be in the file")
 
-# %% ../../nbs/serving/network.ipynb #5c74817d
-def _check_node(data: memoryview):
-    """An operator of `OPERATORS` whose attributes are plain."""
+# %% ../../nbs/serving/network.ipynb #cf38873f
+def _check_node(data: memoryview, operators: frozenset[str]):
+    """An operator of `operators` whose attributes are plain."""
     for number, value in _known(data, _NODE, "a step"):
-        if number == 4 and (name := bytes(_message(value)).decode("utf-8", "replace")) not in OPERATORS:
-            raise NetworkError(f"the operator {name!r:.40} is none of {', '.join(sorted(OPERATORS))}")
+        if number == 4 and (name := bytes(_message(value)).decode("utf-8", "replace")) not in operators:
+            raise NetworkError(f"the operator {name!r:.40} is none of {', '.join(sorted(operators))}")
         if number == 7 and len(_message(value)):
             raise NetworkError("a step comes from a foreign set of operators")
         if number == 5:
             _known(_message(value), _ATTRIBUTE, "an attribute")
 
 
-def check_graph(data: bytes) -> None:
-    """Look through the bytes of an ONNX graph without opening it; `NetworkError` unless it is such as our training writes."""
+def check_graph(data: bytes, operators: frozenset[str] = OPERATORS) -> None:
+    """Look through the bytes of an ONNX graph without opening it; `NetworkError` unless it is such as our training writes, of `operators` only."""
     if len(data) > _LARGEST:
         raise NetworkError(f"the file has {len(data):,} bytes, more than the {_LARGEST:,} that a network of ours may have")
     graphs = [_message(value) for number, value in _known(memoryview(data), _MODEL, "the file") if number == 7]
@@ -117,7 +117,7 @@ def check_graph(data: bytes) -> None:
         raise NetworkError(f"the graph needs from 1 to {_NODES} steps")
     for number, value in parts:
         if number in (1, 5):
-            (_check_node if number == 1 else _check_tensor)(_message(value))
+            _check_node(_message(value), operators) if number == 1 else _check_tensor(_message(value))
 
 # %% ../../nbs/serving/network.ipynb #17819896
 def _session(data: bytes):
