@@ -20,6 +20,7 @@ from conftest import ROOT
 
 from fincoach.data.database import connect
 from fincoach.learn import retrain as road
+from fincoach.learn.notebooks import run_notebook
 from fincoach.learn.retrain import (
     Busy,
     NothingToLearn,
@@ -28,7 +29,6 @@ from fincoach.learn.retrain import (
     locked,
     retrain,
     retrain_all,
-    run_notebook,
 )
 from fincoach.serving.artifacts import champion, listed, open_version, publish, rollback, versions
 from fincoach.settings import Settings, load_settings
@@ -206,12 +206,13 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from test_retrain import Ready, settings_in
 from fincoach.learn import retrain as road
+from fincoach.segments import training
 settings = settings_in(Path({home!r}))
 
 
 def run(seed, real):
     if not real:
-        road.segments.train_segmentation = lambda snapshot, recipe, truth, parent, *rest: Ready(settings, {version!r}, road.version_name(snapshot.hash, recipe), parent)
+        training.train_segmentation = lambda snapshot, recipe, truth, parent, *rest: Ready(settings, {version!r}, road.version_name(snapshot.hash, recipe), parent)
     road.retrain("population", settings, seed=seed, notebook=False, say=lambda text: print(text, flush=True))
 
 

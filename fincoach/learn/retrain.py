@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'ParameterError', 'RetrainError', 'NothingToLearn', 'Busy', 'locked', 'Prepared', 'prepare', 'newest_day',
-           'notebook_path', 'notebook_parameters', 'check_parameters', 'run_notebook', 'RetrainResult', 'published',
-           'serving_parameters', 'Model', 'retrain', 'RetrainRun', 'retrain_all']
+           'RetrainResult', 'published', 'serving_parameters', 'Model', 'retrain', 'RetrainRun', 'retrain_all']
 
-# %% ../../nbs/learn/retrain.ipynb #4e3e4922
+# %% ../../nbs/learn/retrain.ipynb #0ab2bd77
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
@@ -19,19 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-import papermill
 import polars as pl
 import sqlalchemy as sa
-from nbclient.exceptions import DeadKernelError
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import Engine, papermill_engines
-from papermill.exceptions import PapermillExecutionError
 
 from ..data.database import connect, load, upgrade
 from ..data.export import DataExporter, Snapshot
@@ -39,10 +33,7 @@ from ..data.source import Source
 from ..data.sources import read_source
 from ..data.validate import Finding
 from ..evaluate.lineage import NotEnoughData, code_hash, version_name
-from ..evaluate.publish import publish_notebook
 from .overview import write_overview
-from ..recommend import training as advice
-from ..segments import training as segments
 from ..serving.artifacts import Artifact, ArtifactError, champion, history, open_version, promote, sweep
 from ..serving.inference import ParametersError, SegmentationParameters
 from ..settings import PACKAGE, Settings, load_settings
@@ -270,91 +261,6 @@ def _day(as_of, settings: Settings, snapshot: Snapshot) -> date:
     except ValueError:
         raise ParameterError(f"as_of = {wanted!r}: must be a date such as 2025-06-30") from None
 
-# %% ../../nbs/learn/retrain.ipynb #9322d979
-def notebook_path(name: str) -> Path:
-    """Where the retrain notebook `name` lies: the checkout's, else the package's. `ParameterError` lists those there are."""
-    folders = [f for f in (PACKAGE.parent / "nbs" / "retrain", PACKAGE / "retrain") if f.is_dir()]
-    for folder in folders:
-        if (folder / f"{name}.ipynb").is_file():
-            return folder / f"{name}.ipynb"
-    known = sorted({p.stem for f in folders for p in f.glob("*.ipynb")})
-    raise ParameterError(f"no retrain notebook {name!r}; there are {', '.join(known) or 'none'}")
-
-
-def notebook_parameters(name: str) -> dict[str, dict]:
-    """The parameters of a retrain notebook: name -> dict of `type` (as annotated), `default` (its source) and `meaning`."""
-    found = papermill.inspect_notebook(str(notebook_path(name)))
-    return {n: {"type": p["inferred_type_name"], "default": p["default"], "meaning": p["help"]} for n, p in found.items()}
-
-# %% ../../nbs/learn/retrain.ipynb #c11461fc
-def _is(value, kind: str) -> bool:
-    """Whether `value` may stand for a parameter annotated `kind`."""
-    if kind == "float":
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return type(value).__name__ == kind
-
-
-def check_parameters(name: str, parameters: dict):
-    """Raise `ParameterError` for a parameter that notebook `name` does not have, or whose value is of another type."""
-    known = notebook_parameters(name)
-    listed = ", ".join(f"{n}: {p['type']}" for n, p in known.items())
-    for key, value in parameters.items():
-        if key not in known:
-            raise ParameterError(f"the notebook {name!r} has no parameter {key!r}; it has {listed}")
-        if not _is(value, known[key]["type"]):
-            raise ParameterError(f"{key} = {value!r}: must be {known[key]['type']}. The parameters are {listed}")
-
-# %% ../../nbs/learn/retrain.ipynb #4817d289
-class _Kernel(Engine):
-    """Papermill's usual engine, telling headings as it goes."""
-
-    @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, say=None, **kw):
-        """Execute the notebook in a kernel of its own."""
-        start, told = nb_man.cell_start, iter(_headings(nb_man.nb.cells))
-
-        def cell_start(cell, index, **rest):
-            heading = next(told, None)
-            if heading and say:
-                say(heading)
-            return start(cell, index, **rest)
-
-        nb_man.cell_start = cell_start
-        paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-        PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=300, timeout=None,
-                                extra_arguments=["--log-level=40"]).execute(env=env)
-
-
-papermill_engines.register("fincoach", _Kernel)
-
-# %% ../../nbs/learn/retrain.ipynb #ef3cf3b7
-def _headings(cells) -> Iterator[str | None]:
-    """For each cell the heading it begins with, if it is a markdown cell that begins with one."""
-    for cell in cells:
-        first = cell.source.split("\n", 1)[0]
-        yield first.lstrip("#").strip() if cell.cell_type == "markdown" and first.startswith("#") else None
-
-# %% ../../nbs/learn/retrain.ipynb #78f6944c
-def run_notebook(name: str, parameters: dict, into: Path, say: Callable[[str], None] | None = None) -> str | None:
-    """Execute retrain notebook `name` and write it to `into`; what failed (the traceback's last lines), or None.
-
-    Raises `ParameterError` for an unknown or ill-typed parameter before anything runs. Paths in `parameters` must be
-    absolute: the kernel works in the folder of `into`.
-    """
-    check_parameters(name, parameters)
-    into = Path(into).absolute()
-    into.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        papermill.execute_notebook(
-            str(notebook_path(name)), str(into), parameters, engine_name="fincoach", kernel_name="python3", say=say,
-            progress_bar=False, cwd=str(into.parent))
-    except PapermillExecutionError as e:
-        return f"{e.ename}: {e.evalue}"
-    except DeadKernelError:
-        return "the notebook's process died: it was killed, or ran out of memory"
-    return None
-
 # %% ../../nbs/learn/retrain.ipynb #e8bb5cdd
 @dataclass(frozen=True)
 class RetrainResult(Card):
@@ -434,12 +340,15 @@ def _tidy(settings: Settings, model: str):
         for leftover in (settings.reports / model).glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../../nbs/learn/retrain.ipynb #2e0afdac
+# %% ../../nbs/learn/retrain.ipynb #a72f366e
 def _by_notebook(model: str, settings: Settings, found: Prepared, recipe, version: str, parent: str | None, say):
     """Run the retrain notebook; publish its report, or the failure's, which raises `RetrainError`."""
     parameters = recipe.to_dict() | {
         "snapshot": str(found.snapshot.path), "truth": str(found.truth or ""),
         "findings": str(found.findings_file or ""), "artifacts": str(settings.artifacts), "version": version, "champion": parent or ""}
+    from fincoach.evaluate.publish import publish_notebook
+    from fincoach.learn.notebooks import run_notebook
+
     folder = settings.reports / model / version
     aside = _aside(folder)
     failed = run_notebook(model, parameters, aside / "executed.ipynb", say)
@@ -452,10 +361,10 @@ def _by_notebook(model: str, settings: Settings, found: Prepared, recipe, versio
     (aside / "report.json").write_bytes(open_version(settings.artifacts, model, version).read(f"validation_reports/{model}.json"))
     _put(aside, folder)
 
-# %% ../../nbs/learn/retrain.ipynb #845babd7
+# %% ../../nbs/learn/retrain.ipynb #5f1c23d4
 def _by_function(model: str, settings: Settings, found: Prepared, recipe, version: str, parent: str | None, say):
     """Train in this process, publish the candidate and its validation report."""
-    trained = MODELS[model].train(settings.artifacts, found, recipe, parent, say)
+    trained = _trained(model, settings.artifacts, found, recipe, parent, say)
     say(f"publishing {version}")
     trained.publish(settings.artifacts)
     folder = settings.reports / model / version
@@ -481,45 +390,45 @@ def serving_parameters(artifacts: str | Path, version: str | None) -> Segmentati
     except (ArtifactError, ParametersError):
         return None
 
-# %% ../../nbs/learn/retrain.ipynb #93b5f480
-def _segmentation(artifacts: Path, found: Prepared, recipe, parent: str | None, say):
-    return segments.train_segmentation(found.snapshot, recipe, read_truth(found.truth), parent, serving_parameters(artifacts, parent),
-                                       found.findings, say)
-
-
-def _within_segments(model: str, train: Callable) -> Callable:
-    """The training of a model that is learned within the segments that its recipe names."""
-    def run(artifacts: Path, found: Prepared, recipe, parent: str | None, say):
-        return train(found.snapshot, recipe, serving_parameters(artifacts, recipe.segmentation or None), read_truth(found.truth), parent,
-                     published(artifacts, model, parent), found.findings, say)
-    return run
-
-# %% ../../nbs/learn/retrain.ipynb #8e999e23
+# %% ../../nbs/learn/retrain.ipynb #a5195c43
 class Model(NamedTuple):
-    """What the road must know of a model."""
+    """What the road must know of a model. Its module is imported when it is trained, and not before: some take seconds."""
 
-    recipe: type  # what is chosen before training
-    train: Callable  # (artifacts, prepared, recipe, parent, say) -> a trained version with files and report
+    module: str  # with `Recipe`, what is chosen before training, and `train_<model>`
     table: str  # without rows in it there is nothing to learn
     lacking: str  # ... and this says so
     segments: str  # "made": it makes the segments; "needed"; "used" where there are any
 
+    def recipe(self) -> type:
+        """The class of its recipes."""
+        return import_module(f"fincoach.{self.module}").Recipe
+
 
 MODELS = {
-    "segmentation": Model(segments.Recipe, _segmentation, "transactions", "there are no transactions: `fincoach import SOURCE` brings some", "made"),
-    "recommendation": Model(advice.Recipe, _within_segments("recommendation", advice.train_recommendation), "recommendation_history",
+    "segmentation": Model("segments.training", "transactions", "there are no transactions: `fincoach import SOURCE` brings some", "made"),
+    "recommendation": Model("recommend.training", "recommendation_history",
                             "no advice has been logged yet, so there is nothing to learn from; until then rules advise, and log what they do", "needed"),
 }
 
-# %% ../../nbs/learn/retrain.ipynb #75c4a8d5
+# %% ../../nbs/learn/retrain.ipynb #f5f6e2be
+def _trained(model: str, artifacts: Path, found: Prepared, recipe, parent: str | None, say):
+    """The model trained in this process: with the segments its recipe names, the truth, and the files of the version to be judged against."""
+    train = getattr(import_module(f"fincoach.{MODELS[model].module}"), f"train_{model}")
+    truth = read_truth(found.truth)
+    if MODELS[model].segments == "made":
+        return train(found.snapshot, recipe, truth, parent, serving_parameters(artifacts, parent), found.findings, say)
+    within = serving_parameters(artifacts, recipe.segmentation or None)
+    return train(found.snapshot, recipe, within, truth, parent, published(artifacts, model, parent), found.findings, say)
+
+# %% ../../nbs/learn/retrain.ipynb #742745ed
 def _recipe_of(model: str, settings: Settings, day: date, seed: int | None):
     """The recipe of a model as of a day: with the segments that serve, where it stands on them. `NothingToLearn` if it cannot do without."""
     if MODELS[model].segments == "made":
-        return MODELS[model].recipe.of(settings, day, seed=seed)
+        return MODELS[model].recipe().of(settings, day, seed=seed)
     within = champion(settings.artifacts, "segmentation")
     if within is None and MODELS[model].segments == "needed":
         raise NothingToLearn(f"the {model} is learned within segments, and no segmentation serves yet: `fincoach retrain --model segmentation` first")
-    return MODELS[model].recipe.of(settings, day, seed=seed, segmentation=within or "")
+    return MODELS[model].recipe().of(settings, day, seed=seed, segmentation=within or "")
 
 # %% ../../nbs/learn/retrain.ipynb #ff7e0a9f
 def _promote(settings: Settings, model: str, version: str) -> bool:
@@ -569,7 +478,7 @@ def _decided(model: str, settings: Settings, found: Prepared, version: str, know
     promoted = _promote(settings, model, version)
     return _result(settings, model, version, "promoted" if promoted else "unchanged" if known else "held", found)
 
-# %% ../../nbs/learn/retrain.ipynb #4dec452f
+# %% ../../nbs/learn/retrain.ipynb #58ca5d48
 def retrain(source: str = "population", settings: Settings | None = None, as_of: date | str | None = None, seed: int | None = None,
             mapping=None, model: str = "segmentation", notebook: bool = True, say: Callable[[str], None] | None = None) -> RetrainResult:
     """Retrain `model` on a source, publish version and report, and promote the version if its verdict is good.
@@ -581,7 +490,9 @@ def retrain(source: str = "population", settings: Settings | None = None, as_of:
     if model not in MODELS:
         raise ParameterError(f"no model {model!r}; there are {', '.join(MODELS)}")
     with _at_work([model], source, settings, mapping, say) as found:
-        result = _decided(model, settings, found, *_train(model, settings, found, as_of, seed, notebook, lambda text: say(f"{model}: {text}")))
+        version, known = _train(model, settings, found, as_of, seed, notebook, say)
+        say("deciding")
+        result = _decided(model, settings, found, version, known)
         write_overview(settings.artifacts, settings.reports, MODELS)
         return result
 
