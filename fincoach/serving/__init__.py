@@ -3,12 +3,19 @@
 _WHERE = {
     "CoachingRecommendation": "recommendation",
     "EnhancedCQLModelService": "recommendation",
+    "FinancialHealthForecaster": "health",
+    "GoalPredictionService": "goals",
     "ServiceError": "segmentation",
+    "SpendingPrediction": "spending",
+    "SpendingPredictionService": "spending",
     "UserSegmentation": "segmentation",
     "UserSegmentationService": "segmentation",
 }
 
-__all__ = ["CoachingRecommendation", "EnhancedCQLModelService", "ServiceError", "UserSegmentation", "UserSegmentationService"]
+__all__ = [
+    "CoachingRecommendation", "EnhancedCQLModelService", "FinancialHealthForecaster", "GoalPredictionService", "ServiceError", "SpendingPrediction",
+    "SpendingPredictionService", "UserSegmentation", "UserSegmentationService",
+]
 
 
 def __getattr__(name: str):
