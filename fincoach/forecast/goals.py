@@ -8,10 +8,9 @@ __all__ = ['SCORES', 'CURVES', 'TREES', 'LEAF', 'MAJORITY', 'LOGISTIC', 'BOOSTIN
            'ConfidenceEstimator', 'GoalAchievementClassifier', 'rivals', 'held_out', 'ahead',
            'FeatureImportanceAnalyzer', 'GoalOdds', 'goal_odds']
 
-# %% ../../nbs/forecast/goals.ipynb #7d766fef
+# %% ../../nbs/forecast/goals.ipynb #af23017c
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -165,7 +164,7 @@ def _isotonic(votes, y, weight) -> Callable:
 
 CURVES = {"none": lambda votes, y, weight: lambda v: np.asarray(v, float), "sigmoid": _sigmoid, "isotonic": _isotonic}
 
-# %% ../../nbs/forecast/goals.ipynb #5e5f0f79
+# %% ../../nbs/forecast/goals.ipynb #d210115a
 class ProbabilityCalibrator:
     """Finds the curve from votes to probabilities, on votes of people the trees did not see."""
 
@@ -174,7 +173,12 @@ class ProbabilityCalibrator:
         self.out = {name: np.clip(self._held_out(make, fold), _EDGE, 1 - _EDGE) for name, make in CURVES.items()}
         self.tried = {name: float(np.average((p - cases.y) ** 2, weights=cases.weight)) for name, p in self.out.items()}
         self.kind = min(self.tried, key=self.tried.get)
-        self._curve = CURVES[self.kind](self.votes, cases.y, cases.weight)
+        at = np.linspace(0, 1, 51)
+        curve = CURVES[self.kind](self.votes, cases.y, cases.weight)
+        self.points = at, np.maximum.accumulate(np.clip(curve(at), _EDGE, 1 - _EDGE))  # votes that rise, probabilities that do not fall
+
+    def __getstate__(self):
+        return {k: v for k, v in vars(self).items() if k not in ("cases", "votes", "out")}  # a file for researchers holds nobody's data
 
     def _held_out(self, make: Callable, fold: np.ndarray) -> np.ndarray:
         """Probabilities of each fold by the curve of the others."""
@@ -183,12 +187,6 @@ class ProbabilityCalibrator:
             learn, out = fold != f, fold == f
             p[out] = make(self.votes[learn], c.y[learn], c.weight[learn])(self.votes[out])
         return p
-
-    @cached_property
-    def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """The curve as points: votes that rise, and probabilities that do not fall."""
-        at = np.linspace(0, 1, 51)
-        return at, np.maximum.accumulate(np.clip(self._curve(at), _EDGE, 1 - _EDGE))
 
     def __call__(self, votes) -> np.ndarray:
         """The probabilities of votes (n,)."""
@@ -226,7 +224,7 @@ class ConfidenceEstimator:
         at = self.calibrator.points[0]
         return np.interp(votes, at, self.low), np.interp(votes, at, self.high)
 
-# %% ../../nbs/forecast/goals.ipynb #1eebc94f
+# %% ../../nbs/forecast/goals.ipynb #bd41b9ee
 TREES, LEAF = 150, 20
 
 
@@ -277,6 +275,10 @@ class GoalAchievementClassifier:
     def predict(self, X) -> np.ndarray:
         """Calibrated probabilities (n,) of numbers (n, F), NaN unknown."""
         return self.calibrator(self.votes(X))
+
+    def bare(self) -> "GoalAchievementClassifier":
+        """The same model without the cases it learned from."""
+        return replace(self, cases=self.cases.take(np.zeros(len(self.cases), bool)), votes_out=np.zeros(0))
 
     def to_onnx(self) -> bytes:
         """The forest alone as an ONNX graph: numbers in, votes for no and yes out. The curve is applied after it."""
@@ -397,7 +399,7 @@ def _futures(seed, drive_now, drive_then, changes, plan, payday, saved, target, 
             reached += have >= target[c]
         out[c] = reached / runs
 
-# %% ../../nbs/forecast/goals.ipynb #2a20d0bd
+# %% ../../nbs/forecast/goals.ipynb #363bb69c
 class GoalOdds(NamedTuple):
     """Of each case the true odds, and the odds by what can be seen."""
 
@@ -405,8 +407,11 @@ class GoalOdds(NamedTuple):
     seen: np.ndarray
 
 
-def goal_odds(goals: pl.DataFrame, truth: dict[str, pl.DataFrame], cases: GoalCases, ledgers, runs: int = 300, seed: int = 0) -> GoalOdds:
-    """The odds of cases of made-up people; `goals` is the table `financial_goals` of the same snapshot as `ledgers`."""
+def goal_odds(goals: pl.DataFrame, truth: dict[str, pl.DataFrame], cases: GoalCases, ledgers, runs: int = 300, seed: int = 0, plan=None) -> GoalOdds:
+    """The odds of cases of made-up people; `goals` is the table `financial_goals` of the same snapshot as `ledgers`.
+
+    `plan` (n,) are other monthly payments than the planted ones, in major units, from the day of the case on.
+    """
     own = goals.sort("user_id", "id")
     if len(own) != len(ledgers.goals) or (own["target_minor"].to_numpy() != ledgers.goals[:, 0]).any():
         raise ValueError("the goals of the ledgers are not those of the table: some were left out, and their truth cannot be told")
@@ -415,7 +420,8 @@ def goal_odds(goals: pl.DataFrame, truth: dict[str, pl.DataFrame], cases: GoalCa
     saved = np.round(cases.X[:, 0] * ledgers.goals[cases.goal, 0]).astype(np.int64)
     gone = about["abandoned_at"].fill_null(pl.datetime(2200, 1, 1, time_zone="UTC")).dt.epoch("d").to_numpy() <= cases.day
     months = np.array([_month(d) for d in cases.day.tolist()])
-    common = (first["drive"], later["drive"], later["from"], about["plan"].to_numpy(), about["payday"].to_numpy(), saved, ledgers.goals[cases.goal, 0], cases.due, cases.day)
+    plan = about["plan"].to_numpy() if plan is None else np.asarray(plan, float)
+    common = (first["drive"], later["drive"], later["from"], plan, about["payday"].to_numpy(), saved, ledgers.goals[cases.goal, 0], cases.due, cases.day)
     true, alive = np.zeros(len(cases)), np.zeros(len(cases))
     _futures(seed, *common, ~gone, months, runs, true)
     _futures(seed + 1, *common, np.ones(len(cases), bool), months, runs, alive)
