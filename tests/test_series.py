@@ -82,9 +82,9 @@ def echo_reference(rows, origin: date, ahead: int):
         return date(year, month + 1, min(day.day, (following - timedelta(days=1)).day))
 
     born, monday, found = min((d for d, _, _ in rows), default=None), origin + timedelta(days=7 * ahead), []
-    for k in range(1, 12):
+    for k in range(1, 14):
         low, high = back(monday, k), back(monday + timedelta(days=7), k) - timedelta(days=1)
-        if high <= origin + timedelta(days=6) and born is not None and low >= born and len(found) < 3:
+        if high <= origin + timedelta(days=6) and born is not None and low >= born and len(found) < module.ECHOES:
             found.append(-sum(a for d, c, a in rows if c in SPENDING and low <= d <= high) / 100)
     return float(np.median(found)) if found else np.nan
 
