@@ -290,7 +290,7 @@ def opinions(of: Account, walks: np.ndarray, as_of: int) -> np.ndarray:
     return np.array([np.median(walks[:, ends - 1], axis=0), start + (start - past[-1 - span]) / span * ends, start + np.array(moved),
                      np.full(len(ends), start), np.full(len(ends), np.median(past[-1 - days:]))])
 
-# %% ../../nbs/serving/cashflow.ipynb #b38727a4
+# %% ../../nbs/serving/cashflow.ipynb #4d72addc
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 
 
@@ -299,7 +299,7 @@ class Bend(NamedTuple):
 
     weights: tuple[tuple[float, ...], ...] = ((1.0, 0.0, 0.0, 0.0, 0.0),) * len(ANCHORS)  # anchors x members, each sums to 1
     stretch: tuple[tuple[float, ...], ...] = ((1.0,) * 4,) * (len(ANCHORS) + 1)  # at 7 days and the anchors x the levels but the middle
-    chance: tuple[tuple[float, float], ...] = ((0.0, 1.0),) * 2  # for 28 and 84 days: log odds of ever falling low = first + second x those of the walks
+    chance: tuple[tuple[float, float], ...] = ((0.0, 1.0),) * 4  # the buffer within 28 and 84 days, zero likewise: log odds of falling below = first + second x those of the walks
 
 
 PLAIN = Bend()
@@ -586,7 +586,7 @@ def _body(c: CashFlow) -> Html:
     legend = "Line: the middle. Dark band: 80 % of the walks, light band: 95 %." + (" Dashed: the buffer." if c.below is not None else "")
     return join([facts(told, small), _picture(c), prose(f"{legend} {len(c.due)} dated payments and an uncertain rest, {how}."), known, *notes])
 
-# %% ../../nbs/serving/cashflow.ipynb #ea78b44d
+# %% ../../nbs/serving/cashflow.ipynb #a9f64baa
 SPENDS = tuple(KINDS.index(k) for k in ("essential", "discretionary", "debt", "fee"))
 LEAST_DAYS = 21
 
@@ -616,9 +616,8 @@ def cash_flow(user_id: int, of: Account, dues: Dues, as_of: date, due: tuple[Pay
         paths = bent(paths, opinions(of, paths, today), bend)
     buffer = round(weekly_spending(of, today)) if buffer is None else int(buffer)
     if of.known:
-        chances = tuple(zip(SPANS, (bend or PLAIN).chance, strict=True))
-        said |= {"below": tuple((paths < buffer).mean(0).round(4).tolist()),
-                 "falls": tuple(fall(paths, today, level, n, *c) for level in dict.fromkeys((buffer, 0)) for n, c in chances)}
+        asked = {(level, n): c for (level, n), c in zip(((level, n) for level in (buffer, 0) for n in SPANS), (bend or PLAIN).chance, strict=True)}
+        said |= {"below": tuple((paths < buffer).mean(0).round(4).tolist()), "falls": tuple(fall(paths, today, level, n, *c) for (level, n), c in asked.items())}
     past = balance_series(of, max(today - 90, int(of.day[0])), today) - (0 if of.known else balance_series(of, today, today)[0])
     fan = tuple(map(tuple, np.rint(fan_of(paths).T).astype(np.int64).tolist()))
     return CashFlow(user_id, as_of, of.currency, of.known, start, "rules" if bend is None else "model", group, tuple(past.tolist()), fan, buffer,

@@ -87,7 +87,7 @@ def rate_opinions(of: Account, due: pl.DataFrame, kind_of: dict[int, int], as_of
     walked = np.nan if np.isnan(rates).mean() > 0.5 else np.nanmedian(rates)
     return np.array([walked, rate_between(of, as_of - 83, as_of), rate_between(of, as_of - 181, as_of)]), rates[~np.isnan(rates)]
 
-# %% ../../nbs/serving/health.ipynb #3f75e744
+# %% ../../nbs/serving/health.ipynb #4da7b9a7
 FORMAT = 1
 
 
@@ -95,7 +95,8 @@ FORMAT = 1
 class HealthParameters:
     """What training found. Raises `ParametersError` when it does not fit together.
 
-    `weights`: anchors x `MEMBERS`; `stretch`: group -> (at 7 days and the anchors) x 4 sides of the fan; `chance`: two numbers for each of `SPANS`;
+    `weights`: anchors x `MEMBERS`; `stretch`: group -> (at 7 days and the anchors) x 4 sides of the fan; `chance`: two numbers for
+    the buffer within each of `SPANS`, then for zero;
     `rate_weights`: one for each of `RATES`; `rate_errors`: the errors at `LEVELS`; `warn`: the chance from which on is warned.
     """
 
@@ -123,7 +124,7 @@ class HealthParameters:
         _need(all(abs(sum(row) - 1) < 1e-6 for row in self.weights), "each row of weights must add up to 1")
         _need(isinstance(self.stretch, dict) and set(self.stretch) == set(GROUPS), f"stretch must hold {', '.join(GROUPS)}, and nothing else")
         keep("stretch", {g: _grid(self.stretch[g], (len(ANCHORS) + 1, len(LEVELS) - 1), f"stretch.{g}", low=0, high=100) for g in GROUPS})
-        keep("chance", _grid(self.chance, (len(SPANS), 2), "chance", low=-20, high=20))
+        keep("chance", _grid(self.chance, (2 * len(SPANS), 2), "chance", low=-20, high=20))
         keep("rate_weights", _grid([self.rate_weights], (1, len(RATES)), "rate_weights", low=0, high=1)[0])
         keep("rate_errors", _grid([self.rate_errors], (1, len(LEVELS)), "rate_errors", low=-2, high=2)[0])
         _need(list(self.rate_errors) == sorted(self.rate_errors), "rate_errors must not fall")
