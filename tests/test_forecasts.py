@@ -94,6 +94,15 @@ def test_units_do_not_matter_and_the_same_seed_gives_the_same_interval():
     assert np.isnan(score(np.zeros(3), np.zeros(3)).value)
 
 
+def test_who_spends_nothing_counts_with_what_was_forecast():
+    """Leaving out people whose weeks were all silent would flatter whoever forecasts too much for them."""
+    rng = np.random.default_rng(6)
+    y, f = rng.gamma(2, 30, (40, 5)), rng.gamma(2, 30, (40, 5))
+    y[10:] = 0
+    assert np.isclose(wape(y, f).value, np.abs(y - f).sum() / y.sum())
+    assert wape(y, f).people == 40
+
+
 def test_a_difference_to_oneself_is_nothing_and_its_sign_is_right():
     rng = np.random.default_rng(2)
     y = rng.gamma(2, 30, (200, 6))

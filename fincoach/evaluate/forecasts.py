@@ -97,11 +97,11 @@ def coverage_parts(y, low, high):
     y, high = _known(y, high)
     return _by_person((y >= low) & (y <= high)), _by_person(np.isfinite(y))
 
-# %% ../../nbs/evaluate/forecasts.ipynb #4956fbfd
+# %% ../../nbs/evaluate/forecasts.ipynb #c883796e
 DRAWS = 1000
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _draws(people: int, seed: int) -> np.ndarray:
     """(DRAWS, people): how often each person is drawn."""
     rng = np.random.default_rng([seed, people])
@@ -126,17 +126,17 @@ class Score:
         """The ends, as gates want them."""
         return self.low, self.high
 
-# %% ../../nbs/evaluate/forecasts.ipynb #9a740945
+# %% ../../nbs/evaluate/forecasts.ipynb #0e47732d
 def score(numerator, divisor, seed: int = 0) -> Score:
-    """The ratio of the sums of two (n,) arrays, with an interval over people; NaN without people or with a divisor of 0."""
+    """The ratio of the sums of two (n,) arrays, with an interval over people; NaN where the divisors add up to 0."""
     numerator, divisor = np.asarray(numerator, float), np.asarray(divisor, float)
-    kept = divisor > 0
-    numerator, divisor = numerator[kept], divisor[kept]
-    if not len(divisor):
-        return Score(np.nan, np.nan, np.nan, 0)
+    counted = int(((numerator != 0) | (divisor != 0)).sum())
+    if not divisor.sum() > 0:
+        return Score(np.nan, np.nan, np.nan, counted)
     draws = _draws(len(divisor), seed)
-    low, high = np.quantile((draws @ numerator) / (draws @ divisor), (0.025, 0.975))
-    return Score(float(numerator.sum() / divisor.sum()), float(low), float(high), len(divisor))
+    drawn = draws @ divisor
+    low, high = np.quantile((draws @ numerator)[drawn > 0] / drawn[drawn > 0], (0.025, 0.975))
+    return Score(float(numerator.sum() / divisor.sum()), float(low), float(high), counted)
 
 
 def wape(y, f, seed: int = 0) -> Score:
