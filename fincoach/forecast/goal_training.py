@@ -101,7 +101,7 @@ def _count(found: GoalCases) -> int:
     """How many goals."""
     return len(np.unique(found.goal))
 
-# %% ../../nbs/forecast/goal_training.ipynb #b02db8c8
+# %% ../../nbs/forecast/goal_training.ipynb #1839a5a3
 def take_data(snapshot, recipe: Recipe, segmentation: SegmentationParameters | None = None) -> Data:
     """The cases of a snapshot. Raises `NotEnoughData`."""
     ledgers, today = Ledgers.from_snapshot(snapshot), day_number(recipe.as_of)
@@ -112,7 +112,7 @@ def take_data(snapshot, recipe: Recipe, segmentation: SegmentationParameters | N
         raise NotEnoughData(f"{goals:,} goals of {people:,} people with a date had come due on {recipe.as_of}; {waiting:,} more wait for their outcome. Learning how likely goals are needs "
                             f"{recipe.min_goals:,} of {recipe.min_people:,}: until then chances are found by counting paydays")
     due = np.sort([known.due[known.goal == g][0] for g in np.unique(known.goal)])
-    cut = int(due[len(due) // 2])
+    cut = int(due[int(0.4 * len(due))])
     for what, part in (("learn from", known.due <= cut), ("judge by", known.day >= cut)):
         per_goal = known.take(part)
         made = len(np.unique(per_goal.goal[per_goal.reached]))
