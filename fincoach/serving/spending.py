@@ -140,24 +140,29 @@ def _patched(found: SpendingForecasts, spare: SpendingForecasts, lost: np.ndarra
 
 _PER_PERSON = tuple(f.name for f in fields(SpendingForecasts) if f.name not in ("mondays", "categories"))
 
-# %% ../../nbs/serving/spending.ipynb #3e7f787e
+# %% ../../nbs/serving/spending.ipynb #92ef86a6
 _NAMES = "SELECT id, name FROM categories"
-_OTHER = "SELECT count(*) FROM transactions WHERE user_id = ? AND currency <> ?"
+_ROWS = "SELECT id, occurred_at, amount_minor, currency, category_id, merchant, account FROM transactions WHERE user_id = ?"
+_COLUMNS = ("id", "occurred_at", "amount_minor", "currency", "category_id", "merchant", "account")
 SILENCE = 21  # days without a row after which an answer says so
 
 
-def _asides(engine: sa.Engine, user_id: int, currency: str) -> tuple[dict[int, str], int]:
-    """The names of the categories, and how many rows the person has in other currencies."""
+def _named_rows(engine: sa.Engine, user_id: int, zone: str) -> tuple[dict[int, str], dict[str, pl.DataFrame]]:
+    """The names of the categories, and the person's rows as the frames that streams are found in."""
     sqlite = engine.dialect.name == "sqlite"
     with explained(engine):
         raw = engine.raw_connection()
         try:
             cursor = raw.cursor()
             names = dict(cursor.execute(_NAMES).fetchall())
-            others = cursor.execute(_OTHER if sqlite else _OTHER.replace("?", "%s"), (user_id, currency)).fetchone()[0]
+            found = cursor.execute(_ROWS if sqlite else _ROWS.replace("?", "%s"), (user_id,)).fetchall()
         finally:
             raw.close()
-    return names, others
+    types = [pl.String if n in ("currency", "merchant", "account") else pl.Datetime("us", "UTC") if n == "occurred_at" and not sqlite else pl.Int64 for n in _COLUMNS]
+    columns = zip(*found, strict=True) if found else [()] * len(_COLUMNS)
+    rows = pl.DataFrame([pl.Series(n, c, t) for n, c, t in zip(_COLUMNS, columns, types, strict=True)])
+    rows = rows.with_columns(pl.col("occurred_at").cast(pl.Datetime("us", "UTC")), user_id=pl.lit(user_id, pl.Int64))
+    return names, {"users": pl.DataFrame({"id": [user_id], "timezone": [zone]}), "transactions": rows}
 
 
 def _cautions(person: Person, as_of: date, others: int, currency: str) -> tuple[str, ...]:
@@ -169,7 +174,7 @@ def _cautions(person: Person, as_of: date, others: int, currency: str) -> tuple[
         said.append(f"nothing was booked for {silent} days: is the account still connected?")
     return tuple(said)
 
-# %% ../../nbs/serving/spending.ipynb #408205fa
+# %% ../../nbs/serving/spending.ipynb #8696b7be
 def _so_far(person: Person, series: WeeklySeries, monday: int, as_of: date) -> np.ndarray:
     """(C,) what was spent from `monday` to the end of `as_of`, in major units."""
     rows = slice(*np.searchsorted(person.day, (monday, day_number(as_of) + 1)))
@@ -178,7 +183,7 @@ def _so_far(person: Person, series: WeeklySeries, monday: int, as_of: date) -> n
     sums = -np.bincount(person.category[rows][spends], person.amount[rows][spends].astype(float), number) * person.unit
     return sums[series.categories]
 
-
+# %% ../../nbs/serving/spending.ipynb #6bb4ae09
 def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: RecurringStreams, about: tuple) -> _Known:
     """All that is known of a person; `about` is their currency, the names of categories by id, the ids of spending categories, and how many rows are left out."""
     currency, names, spending, others = about
@@ -193,9 +198,10 @@ def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: Recurr
 def _read(engine: sa.Engine, way: _Way, user_id: int, as_of: date) -> _Known:
     """`_known` of one person in a database. Raises `DatabaseError` for nobody."""
     rows = read_person(engine, user_id, as_of)
-    names, others = _asides(engine, user_id, rows.currency)
+    names, frames = _named_rows(engine, user_id, rows.timezone)
+    others = int((frames["transactions"]["currency"] != rows.currency).sum())
     about = rows.currency, names, np.flatnonzero(np.isin(rows.kinds, SPENDING_KINDS)), others
-    return _known(way, user_id, as_of, person_from_rows(rows), detect_spending_cycles(engine, as_of, [user_id]), about)
+    return _known(way, user_id, as_of, person_from_rows(rows), detect_spending_cycles(frames, as_of), about)
 
 # %% ../../nbs/serving/spending.ipynb #97b43d65
 @dataclass(frozen=True, repr=False)
@@ -544,7 +550,7 @@ def _risk_of(d: dict) -> BudgetRisk:
     return BudgetRisk(**d | {k: date.fromisoformat(d[k]) for k in ("as_of", "first", "last")}
                       | {"risks": tuple(CategoryRisk(**r) for r in d["risks"]), "warnings": tuple(d["warnings"]), "made_at": None})
 
-# %% ../../nbs/serving/spending.ipynb #0cf7a429
+# %% ../../nbs/serving/spending.ipynb #50c3b887
 class AlertRule(NamedTuple):
     """When something is said: the chance it needs, and how large it must be against the person's usual spending."""
 
@@ -578,32 +584,34 @@ class SpendingAlert:
     amount: float  # what it is about, in major units
     category: str  # empty: all spending
     evidence: dict[str, str]  # name -> how it is written
+    limit: float | None = None  # the chance is that of more than this between the days; None where it is that of something happening
 
-# %% ../../nbs/serving/spending.ipynb #b65292b5
+# %% ../../nbs/serving/spending.ipynb #66e2b0ab
 def _named(name: str) -> str:
     """A merchant's name as it may stand in a sentence; words for it where it may not."""
     spoken = _spoken(name)
     return "a regular payment" if not spoken or objections(spoken) else spoken
 
 
-def _above_usual(k: _Known, begins: int, first: date, last: date) -> Iterator[SpendingAlert]:
-    """The month and the categories that are likely to cost more than usual."""
+def _above_usual(k: _Known, begins: int, first: date, last: date, said: set[str]) -> Iterator[SpendingAlert]:
+    """The month and the categories that are likely to cost more than usual; nothing about categories of which the reason is `said` already."""
     rule, past, m = _RULE["month above usual"], _periods(k.series.total[0], begins)[:6], lambda v: _money(v, k.currency)
     usual, whole, periods = float(np.median(past)), _whole(k), {"periods seen": str(len(past))}
     limit = usual * (1 + rule.size)
     if usual > 0 and k.forecasts.made_by[0] != "rules" and (chance := whole.chance(limit)) >= rule.chance:
         evidence = {"usual four weeks": m(usual), "expected": m(whole.middle), "chance of": f"more than {m(limit)}"} | periods
         yield SpendingAlert(rule.kind, f"The four weeks to {last:%d %b} are likely to cost about {m(whole.middle)}, more than the usual {m(usual)}.", chance, first, last,
-                            whole.middle - usual, "", evidence)
+                            whole.middle - usual, "", evidence, limit)
     rule = _RULE["category above usual"]
     for i, (c, outlook) in enumerate(zip(k.series.categories, _by_category(k), strict=True)):
         own = float(np.median(_periods(k.series.y[0, :, i], begins)[:6]))
         limit = max(own * (1 + rule.size), own + 0.05 * usual)
-        if usual > 0 and (chance := outlook.chance(limit)) >= rule.chance:
-            name, due, middle = k.names.get(int(c), f"category {c}"), float(outlook.amounts @ outlook.chances), outlook.middle
+        name = k.names.get(int(c), f"category {c}")
+        if usual > 0 and name not in said and (chance := outlook.chance(limit)) >= rule.chance:
+            due, middle = float(outlook.amounts @ outlook.chances), outlook.middle
             evidence = {"usual four weeks": m(own), "expected": m(middle), "chance of": f"more than {m(limit)}", "spent so far": m(outlook.certain)} | periods
             words = f"{_spoken(name).capitalize()} is likely to come to about {m(middle)} in the four weeks to {last:%d %b}; usual is {m(own)}."
-            yield SpendingAlert(rule.kind, words, chance, first, last, middle - own, name, evidence | ({"known to fall due": m(due)} if due else {}))
+            yield SpendingAlert(rule.kind, words, chance, first, last, middle - own, name, evidence | ({"known to fall due": m(due)} if due else {}), limit)
 
 # %% ../../nbs/serving/spending.ipynb #d21f3015
 def _single(k: _Known, week: float) -> Iterator[SpendingAlert]:
@@ -658,7 +666,7 @@ class SpendingAlerts(Card):
         kinds = {"kind": pl.String, "words": pl.String, "chance": pl.Float64, "first": pl.Date, "last": pl.Date, "amount": pl.Float64, "category": pl.String}
         return pl.DataFrame([{c: getattr(a, c) for c in kinds} for a in self.alerts], schema=kinds)
 
-# %% ../../nbs/serving/spending.ipynb #fb242021
+# %% ../../nbs/serving/spending.ipynb #2def84c3
 def _alerts_body(a: SpendingAlerts) -> Html:
     """The alerts, each with its evidence."""
     sure = lambda c: "seen already" if c == 1 else f"{min(100 * c, 99):.0f} % sure"  # noqa: E731
@@ -676,7 +684,8 @@ def _alerts(k: _Known, way: _Way) -> SpendingAlerts:
     if k.forecasts.made_by[0] != "unknown":
         found = list(_single(k, float(np.median(total[max(begins, len(total) - 12) :]))))
         if len(total) - begins >= 3 * MONTH:  # fewer than three periods make nothing usual
-            found += _above_usual(k, begins, first, first + timedelta(days=7 * MONTH - 1))
+            said = {a.category for a in found if a.kind == "rare payment"}
+            found += _above_usual(k, begins, first, first + timedelta(days=7 * MONTH - 1), said)
     found = [a for a in found if not objections(a.words)]
     best = tuple(sorted(found, key=lambda a: (-a.chance, -a.amount, a.words))[:MOST_ALERTS])
     return SpendingAlerts(k.user_id, k.as_of, k.currency, best, way.version, k.warnings)
