@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEAST_WEEKS', 'SpendingConfig', 'Batch', 'SequenceDataLoader', 'LSTMSpendingModel', 'train_network', 'to_onnx',
-           'Cases', 'cases_of', 'train_trees', 'as_trees', 'SpendingPredictor', 'as_rivals', 'PredictionEvaluator',
-           'ForecastGenerator']
+           'Cases', 'cases_of', 'Boosted', 'train_trees', 'as_trees', 'SpendingPredictor', 'as_rivals',
+           'PredictionEvaluator', 'ForecastGenerator']
 
 # %% ../../nbs/forecast/spending.ipynb #19ff4f80
 import io
@@ -364,35 +364,64 @@ def cases_of(series: WeeklySeries, echoes, seed: int = 0, least: int = 8) -> Cas
         raise ValueError("nobody has eight whole weeks with spending and one after them: there is nothing to train on")
     return Cases(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-# %% ../../nbs/forecast/spending.ipynb #afce1821
-def train_trees(cases: Cases, config: SpendingConfig = SpendingConfig()) -> dict[str, HistGradientBoostingRegressor]:
-    """Boosted medians by name (`serving.forecast.TREES`), of the newest cases where there are more than `most_rows`. A number that nobody has is no question."""
+# %% ../../nbs/forecast/spending.ipynb #f64bb368
+class Boosted(NamedTuple):
+    """A boosted median of the bins of its inputs, and the edges of the bins by input."""
+
+    model: HistGradientBoostingRegressor
+    edges: tuple
+
+    def bins(self, X) -> np.ndarray:
+        """The bins of rows `X` (n, F): how many edges lie below each number; NaN stays."""
+        return np.stack([np.where(np.isnan(x), np.nan, np.searchsorted(e, x)) for x, e in zip(np.asarray(X, float).T, self.edges, strict=True)], 1)
+
+    def predict(self, X) -> np.ndarray:
+        """What the library says of rows `X` (n, F)."""
+        return self.model.predict(self.bins(X))
+
+
+def _edges(x) -> np.ndarray:
+    """At most 199 edges that part the known numbers of a column evenly; one where nothing is known."""
+    x = np.unique(x[~np.isnan(x)][:: max(len(x) // 50_000, 1)])
+    return x if 0 < len(x) < 200 else np.unique(np.quantile(x, np.arange(1, 200) / 200)) if len(x) else np.zeros(1)
+
+
+def train_trees(cases: Cases, config: SpendingConfig = SpendingConfig()) -> dict[str, Boosted]:
+    """Boosted medians by name (`serving.forecast.TREES`), of the newest cases where there are more than `most_rows`."""
     made = {}
     for name, X, y in zip(TREES, cases[:3], cases[3:6], strict=True):
         rows = np.flatnonzero(~np.isnan(y))[-config.most_rows :]
-        made[name] = HistGradientBoostingRegressor(loss="absolute_error", max_iter=config.rounds, learning_rate=config.tree_rate, max_leaf_nodes=15, min_samples_leaf=min(40, max(len(rows) // 20, 1)), l2_regularization=1.0,
-                                                   early_stopping=False, random_state=config.seed).fit(np.where(np.isnan(X[rows]).all(0), 0.0, X[rows]), np.clip(y[rows], -5, 15), sample_weight=cases.weight[rows])
+        model = HistGradientBoostingRegressor(loss="absolute_error", max_iter=config.rounds, learning_rate=config.tree_rate, max_leaf_nodes=15, min_samples_leaf=min(40, max(len(rows) // 20, 1)),
+                                              l2_regularization=1.0, early_stopping=False, random_state=config.seed)
+        made[name] = Boosted(model, tuple(map(_edges, X[rows].T)))
+        bins = made[name].bins(X[rows])
+        unknown = np.isnan(bins).all(0)  # a number that nobody has is no question
+        model.fit(np.where(unknown, 0.0, bins), np.clip(y[rows], -5, 15), sample_weight=cases.weight[rows])
     return made
 
-
-def as_trees(models: dict[str, HistGradientBoostingRegressor]) -> Trees:
-    """The same models as plain arrays."""
+# %% ../../nbs/forecast/spending.ipynb #e13162bf
+def as_trees(boosted: dict[str, Boosted]) -> Trees:
+    """The same models as plain arrays, which take the numbers themselves."""
     columns = {k: [] for k in ("feature", "threshold", "left", "right", "missing_left", "value")}
-    roots, at = [], 0
-    for m in models.values():
-        for (tree,) in m._predictors:
+    roots, at, models = [], 0, [b.model for b in boosted.values()]
+    for b in boosted.values():
+        widest = max(map(len, b.edges))
+        edges = np.stack([np.pad(e, (0, widest - len(e)), constant_values=np.inf) for e in b.edges])
+        for (tree,) in b.model._predictors:
             nodes = tree.nodes
-            leaf, missing = nodes["is_leaf"].astype(bool), nodes["missing_go_to_left"].astype(bool)
-            found = {"feature": np.where(leaf, -1, nodes["feature_idx"]), "threshold": np.where(leaf, 0, nodes["num_threshold"]), "left": np.where(leaf, 0, nodes["left"] + at),
+            leaf, missing, feature = nodes["is_leaf"].astype(bool), nodes["missing_go_to_left"].astype(bool), nodes["feature_idx"].astype(int)
+            bin_number = np.where(leaf | ~np.isfinite(nodes["num_threshold"]), 0, np.floor(nodes["num_threshold"])).astype(int)
+            threshold = np.where(np.isfinite(nodes["num_threshold"]), edges[np.where(leaf, 0, feature), np.minimum(bin_number, widest - 1)], np.inf)
+            found = {"feature": np.where(leaf, -1, feature), "threshold": np.where(leaf, 0, threshold), "left": np.where(leaf, 0, nodes["left"] + at),
                      "right": np.where(leaf, 0, nodes["right"] + at), "missing_left": missing, "value": np.where(leaf, nodes["value"], 0)}
             for k, v in found.items():
                 columns[k].append(v)
             roots.append(at)
             at += len(nodes)
-    kinds = {"feature": "i4", "left": "i4", "right": "i4", "missing_left": bool, "threshold": float, "value": float}
+    kinds = {"feature": "i4", "threshold": float, "left": "i4", "right": "i4", "missing_left": bool, "value": float}
     arrays = {k: np.concatenate(v).astype(kinds[k]) for k, v in columns.items()}
-    return Trees(tuple(models), **arrays, roots=np.array(roots, "i4"), trees=np.array([len(m._predictors) for m in models.values()], "i4"),
-                 start=np.array([float(m._baseline_prediction.ravel()[0]) for m in models.values()]), width=np.array([m.n_features_in_ for m in models.values()], "i4"))
+    return Trees(tuple(boosted), **arrays, roots=np.array(roots, "i4"), trees=np.array([len(m._predictors) for m in models], "i4"),
+                 start=np.array([float(m._baseline_prediction.ravel()[0]) for m in models]), width=np.array([m.n_features_in_ for m in models], "i4"))
 
 # %% ../../nbs/forecast/spending.ipynb #72fef4c3
 _SIMPLEX = np.array([(a, b, 20 - a - b) for a in range(21) for b in range(21 - a)]) / 20
