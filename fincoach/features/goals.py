@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GOAL_FEATURES', 'GOAL_NAMES', 'NEUTRAL', 'OWN', 'AS_NOW', 'SCENARIOS', 'EVEN', 'HABITS', 'GoalFeature',
            'goal_numbers', 'filled', 'GoalCases', 'month_ends', 'goal_cases', 'Scenario', 'seasons', 'Habits',
-           'given_up', 'Trajectory', 'Velocity', 'Consistency', 'Factor', 'GoalProgressAnalyzer']
+           'given_up', 'Trajectory', 'Velocity', 'Consistency', 'Factor', 'GoalProgressAnalyzer', 'warm']
 
 # %% ../../nbs/features/goals.ipynb #34809147
 import math
@@ -475,9 +475,9 @@ def _beta(rng: np.random.Generator, a: float, b: float, n: int) -> np.ndarray:
     """Draws of a Beta distribution, in rising order: the same place means the same kind of person whatever a and b are."""
     return np.sort(rng.beta(a, b, n))
 
-# %% ../../nbs/features/goals.ipynb #16fe48ed
-class GoalProgressAnalyzer:
-    """Looks at goal number `goal` of a person at the end of a day. `habits` and `season` are what was learned from everybody."""
+# %% ../../nbs/features/goals.ipynb #20eeda9c
+class _Looking:
+    """What has been until now."""
 
     def __init__(self, person: Person, goal: int, as_of: date, habits: Habits = HABITS, season=EVEN):
         self.person, self.goal, self.as_of, self.habits, self.season = person, goal, as_of, habits, np.asarray(season, float)
@@ -520,6 +520,16 @@ class GoalProgressAnalyzer:
                 found.append(Factor(name, v, (v >= high) - (v <= low) if high > low else (v <= high) - (v >= low), words))
         return tuple(found)
 
+    def _paydays(self, until: int) -> np.ndarray:
+        """The paydays after the day asked about, up to another."""
+        of_month, first = _rhythm(self.person, self.goal, self.day), _month_of(self.day)[0]
+        days = np.array([_payday(m, of_month) for m in range(first, _month_of(min(until, self.day + 31 * 120))[0] + 1)], np.int64)
+        return days[(days > self.day) & (days <= until)]
+
+# %% ../../nbs/features/goals.ipynb #38b8fe3e
+class GoalProgressAnalyzer(_Looking):
+    """Looks at goal number `goal` of a person at the end of a day. `habits` and `season` are what was learned from everybody."""
+
     def predict_trajectory(self, scenario: Scenario = AS_NOW, regular: bool = False, seed: int = 0) -> Trajectory:
         """Ways the goal may go on; `regular`: as if every payday were used from now on, as by a standing order."""
         days = self._paydays(self.day + 31 * _AHEAD)[:_AHEAD]
@@ -539,12 +549,6 @@ class GoalProgressAnalyzer:
         paid = comes * size * self.season[month] * scenario.payments * (usual if used else 1.0)
         return Trajectory(days, paid, self.saved, max(self.target - self.saved, 0.0), self.due, usual, float(1.0 if regular else share.mean()))
 
-    def _paydays(self, until: int) -> np.ndarray:
-        """The paydays after the day asked about, up to another."""
-        of_month, first = _rhythm(self.person, self.goal, self.day), _month_of(self.day)[0]
-        days = np.array([_payday(m, of_month) for m in range(first, _month_of(min(until, self.day + 31 * 120))[0] + 1)], np.int64)
-        return days[(days > self.day) & (days <= until)]
-
 # %% ../../nbs/features/goals.ipynb #17005cf8
 _AROUND = (  # number of `behavior`, hinders up to (or from), helps from (or up to), words
     ("savings_rate", 0.0, 0.15, "share of income left after spending"),
@@ -557,3 +561,12 @@ _AROUND = (  # number of `behavior`, hinders up to (or from), helps from (or up 
 def _sign(value: float, least: float) -> int:
     """1, -1, or 0 for a value within `least` of zero."""
     return int(value > least) - int(value < -least)
+
+# %% ../../nbs/features/goals.ipynb #dfdbbf36
+def warm() -> None:
+    """Compile everything here, by asking about a small goal."""
+    person = ledger([("2025-01-01", "", "salary", 100)], goals=[("2025-01-10", "2025-12-31", None, 1_000)], puts=[(0, "2025-02-05", 100)])
+    day = date(2025, 6, 30)
+    goal_numbers(person, 0, day)
+    GoalProgressAnalyzer(person, 0, day).predict_trajectory()
+    _label(person, 0), _is_open(person, 0, day_number(day))

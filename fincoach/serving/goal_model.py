@@ -61,7 +61,20 @@ def _checked_knots(knots) -> tuple[Knot, ...]:
         _need(k.low <= k.chance <= k.high, f"knots[{i}]: the chance must lie in its band")
     return found
 
-# %% ../../nbs/serving/goal_model.ipynb #b7ba01d2
+# %% ../../nbs/serving/goal_model.ipynb #4b487f89
+def _checked_habits(habits) -> Habits:
+    """Habits that can be drawn from."""
+    high = {"leave": 1}
+    return Habits(*(_number(v, f"habits.{n}", low=0, above=0 if n in ("used", "missed") else -1, high=high.get(n, 1000)) for n, v in zip(Habits._fields, habits, strict=True)))
+
+
+def _checked_season(season) -> tuple[float, ...]:
+    """Twelve factors over zero."""
+    found = tuple(_number(v, f"season[{i}]", above=0, high=10) for i, v in enumerate(season))
+    _need(len(found) == 12, "season must hold twelve factors")
+    return found
+
+# %% ../../nbs/serving/goal_model.ipynb #843aa34d
 @dataclass(frozen=True)
 class GoalParameters:
     """What turns a forest's votes into an answer about a goal. Raises `ParametersError` when it does not fit together.
@@ -92,10 +105,8 @@ class GoalParameters:
         keep("knots", _checked_knots(self.knots))
         keep("base", _number(self.base, "base", low=0, high=1))
         keep("horizon", _number(self.horizon, "horizon", above=0))
-        keep("habits", Habits(*(_number(v, f"habits.{n}", low=0, above=0 if n in ("used", "missed") else -1, high=1 if n == "leave" else 1000)
-                                for n, v in zip(Habits._fields, self.habits, strict=True))))
-        keep("season", tuple(_number(v, f"season[{i}]", above=0, high=10) for i, v in enumerate(self.season)))
-        _need(len(self.season) == 12, "season must hold twelve factors")
+        keep("habits", _checked_habits(self.habits))
+        keep("season", _checked_season(self.season))
         for name in ("goals", "people"):
             _need(type(getattr(self, name)) is int and getattr(self, name) > 0, f"{name} = {getattr(self, name)!r}: must be a whole number from 1")
 
@@ -105,14 +116,9 @@ class GoalParameters:
         return np.array(self.knots).T
 
     @cached_property
-    def span(self) -> np.ndarray:
-        """The range of each number that is usual (2, F)."""
-        return np.array([(u.low, u.high) for u in self.usual]).T
-
-    @cached_property
-    def neutral(self) -> np.ndarray:
-        """What stands in for unknown numbers (F,)."""
-        return np.array([u.neutral for u in self.usual])
+    def around(self) -> np.ndarray:
+        """neutral, typical, low and high of each number (4, F)."""
+        return np.array([u[1:] for u in self.usual]).T
 
     def to_json(self) -> str:
         """Text that `from_json` reads back to the same parameters, bit for bit."""
@@ -247,7 +253,7 @@ def check_forest(data: bytes, takes: int) -> None:
     if forests != 1:
         raise NetworkError("the graph needs one forest")
 
-# %% ../../nbs/serving/goal_model.ipynb #d01e9b89
+# %% ../../nbs/serving/goal_model.ipynb #3e44b891
 class Odds(NamedTuple):
     """Chances of goals (n,), the band of each (95 %), and how many of the numbers were unknown or outside what is usual."""
 
@@ -290,9 +296,9 @@ class GoalModel:
     def __call__(self, X) -> Odds:
         """Odds of goals from their numbers (n, F), NaN unknown."""
         X, p = np.asarray(X, float), self.parameters
-        known, (least, most) = np.isfinite(X), p.span
+        known, (neutral, _, least, most) = np.isfinite(X), p.around
         unusual = known & ((least > X) | (most < X))
-        votes = self.votes(np.where(known, X, p.neutral))
+        votes = self.votes(np.where(known, X, neutral))
         x, *curves = p.curve
         return Odds(*(np.interp(votes, x, c) for c in curves), (~known).sum(1), unusual.sum(1))
 
