@@ -80,26 +80,26 @@ from fincoach.serving.health import (
 from ..serving.inference import ParametersError
 from ..show import lines
 
-# %% ../../nbs/forecast/health.ipynb #9b1ec88c
+# %% ../../nbs/forecast/health.ipynb #4a535777
 LEVEL_NAMES = ("buffer", "zero")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is chosen before training. `people`: at most so many are looked at; `origins`: on so many days of the past, `every` days apart."""
+    """What is chosen before training. `at_most`: so many people are looked at; `origins`: on so many days of the past, `every` days apart."""
 
     as_of: date
     seed: int = 7
     segmentation: str = ""
     min_people: int = 50
-    people: int = 400
+    at_most: int = 400
     learn_days: int = 4
     judge_days: int = 2
     every: int = 42
     MADE_BY: ClassVar[tuple[str, ...]] = ("data", "features", "evaluate", "serving", "forecast")
 
     def __post_init__(self):
-        for name, low in (("min_people", 20), ("people", 20), ("learn_days", 1), ("judge_days", 1), ("every", 7)):
+        for name, low in (("min_people", 20), ("at_most", 20), ("learn_days", 1), ("judge_days", 1), ("every", 7)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}")
 
@@ -121,7 +121,7 @@ class Recipe:
         before = judge[0] - timedelta(days=DAYS)
         return tuple(before - timedelta(days=self.every * i) for i in reversed(range(self.learn_days))), judge
 
-# %% ../../nbs/forecast/health.ipynb #61e6ea8c
+# %% ../../nbs/forecast/health.ipynb #37ba0bde
 class Origin(NamedTuple):
     """A day of the past as it looked then."""
 
@@ -160,7 +160,7 @@ def _people(snapshot, recipe: Recipe) -> list[int]:
     if len(known) < recipe.min_people:
         raise NotEnoughData(f"{len(known):,} people have transactions from {first} or earlier. Judging a forecast of twelve weeks looks back "
                             f"{(recipe.as_of - first).days} days, at {recipe.min_people:,} people or more: until then the walks answer uncalibrated")
-    return np.sort(np.random.default_rng(recipe.seed).permutation(known)[: recipe.people]).tolist()
+    return np.sort(np.random.default_rng(recipe.seed).permutation(known)[: recipe.at_most]).tolist()
 
 
 def take_data(snapshot, recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Data:

@@ -416,8 +416,9 @@ def _of_rate(rate: SavingsRate, warn: float) -> list[EarlyWarning]:
     return [EarlyWarning("spending over income", "More may go out than comes in over the next twelve weeks.", day, day, day, DAYS, rate.below_zero,
                          (f"Expected to be left of income: {_share(rate.rate)} ({_share(rate.range[1])} to {_share(rate.range[3])}).{past}",))]
 
-# %% ../../nbs/serving/health.ipynb #9ea0437a
-class Outlook(NamedTuple):
+# %% ../../nbs/serving/health.ipynb #ed88ea71
+@dataclass(frozen=True, repr=False)
+class Outlook(Card):
     """The four answers about a person."""
 
     balance: CashFlow
@@ -425,14 +426,32 @@ class Outlook(NamedTuple):
     stress: FinancialStress
     warnings: EarlyWarnings
 
+    def __repr__(self):
+        return f"Outlook({self.balance.user_id} as of {self.balance.as_of}: {self.stress.level}, {len(self.warnings.items)} warnings, {self.balance.made_by})"
+
+    @property
+    def parts(self) -> tuple[Card, ...]:
+        """The four answers, in the order in which they are read."""
+        return self.warnings, self.balance, self.savings, self.stress
+
     def to_dict(self) -> dict:
         """Plain values that JSON can hold."""
-        return {name: part.to_dict() for name, part in self._asdict().items()}
+        return {f.name: getattr(self, f.name).to_dict() for f in fields(self)}
+
+    def to_frame(self) -> pl.DataFrame:
+        """The balance by day: see `CashFlow.to_frame`."""
+        return self.balance.to_frame()
+
+    def card_title(self) -> str:
+        return f"Outlook as of {self.balance.as_of}"
+
+    def card_body(self) -> Html:
+        return join([part.to_html() for part in self.parts])
 
     @classmethod
     def from_dict(cls, values: dict) -> "Outlook":
         """The answers that `to_dict` gave `values` of."""
-        return cls(*(kind.from_dict(values[n]) for n, kind in zip(cls._fields, (CashFlow, SavingsRate, FinancialStress, EarlyWarnings), strict=True)))
+        return cls(*(kind.from_dict(values[n]) for n, kind in zip((f.name for f in fields(cls)), (CashFlow, SavingsRate, FinancialStress, EarlyWarnings), strict=True)))
 
 
 _UNSURE = "The balance before the first row is unknown: only changes can be told. Give user_profiles.opening_balance_minor."
