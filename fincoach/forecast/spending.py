@@ -423,7 +423,7 @@ def as_trees(boosted: dict[str, Boosted]) -> Trees:
     return Trees(tuple(boosted), **arrays, roots=np.array(roots, "i4"), trees=np.array([len(m._predictors) for m in models], "i4"),
                  start=np.array([float(m._baseline_prediction.ravel()[0]) for m in models]), width=np.array([m.n_features_in_ for m in models], "i4"))
 
-# %% ../../nbs/forecast/spending.ipynb #72fef4c3
+# %% ../../nbs/forecast/spending.ipynb #faf3ee6c
 _SIMPLEX = np.array([(a, b, 20 - a - b) for a in range(21) for b in range(21 - a)]) / 20
 _BUCKETS = ((0, 1), (1, 4), (4, HORIZON))  # next week, the rest of the month, later
 
@@ -436,12 +436,15 @@ def _weights(y, votes, near: float = 0.001) -> np.ndarray:
 
 
 def _expected(y, middle, mean, scale) -> np.ndarray:
-    """(2,): how much of the middle and of the twelve-week mean gives the expected amount, by least squares of multiples of the scale."""
+    """(3,): how much of the middle, the twelve-week mean and the scale gives the expected amount.
+
+    Least squares with errors that grow with the scale: the errors then add up to nothing over people, which is what sums over them need.
+    """
     known = ~np.isnan(y) & (scale > 0)
     if known.sum() < 30:
-        return np.array([1.0, 0.0])
+        return np.array([0.0, 1.0, 0.0])
     root = np.sqrt(scale[known])
-    return np.linalg.lstsq(np.stack([middle, mean], 1)[known] / root[:, None], y[known] / root, rcond=None)[0]
+    return np.linalg.lstsq(np.stack([middle, mean, scale], 1)[known] / root[:, None], y[known] / root, rcond=None)[0]
 
 # %% ../../nbs/forecast/spending.ipynb #56108d0e
 class _Trial(NamedTuple):

@@ -395,7 +395,7 @@ def opinions(network: SequenceNetwork, trees: Trees, told: Look) -> Opinions:
     each = [trees(TREES[0] if h == 0 else TREES[1], told.by_week(h)) for h in range(HORIZON)]
     return Opinions(weekly * unit[..., None], MONTH * month * unit, np.stack(each, 1) * unit, MONTH * trees(TREES[2], told.by_month()) * told.scale, told.mean, told.scale)
 
-# %% ../../nbs/serving/forecast.ipynb #2ef5ec28
+# %% ../../nbs/serving/forecast.ipynb #56d8e0f2
 FORMAT = 1
 _INPUTS = {"weeks": WEEK, "ahead": AHEAD, "trees": BY_WEEK, "month": BY_MONTH}
 
@@ -404,8 +404,8 @@ _INPUTS = {"weeks": WEEK, "ahead": AHEAD, "trees": BY_WEEK, "month": BY_MONTH}
 class SpendingParameters:
     """What turns opinions into forecasts. Raises `ParametersError` when it does not fit together.
 
-    `weights` (H, 3) and `month_weights` (3,) say how much each of `VOICES` counts; `expected` (H, 2) make the expected amount of the point and
-    the twelve-week mean; `shares` hold half_life (weeks) and even; `weekly` and `monthly` widen the ranges by group, which is of
+    `weights` (H, 3) and `month_weights` (3,) say how much each of `VOICES` counts; `expected` (H, 3) make the expected amount of the point,
+    the twelve-week mean and the scale; `shares` hold half_life (weeks) and even; `weekly` and `monthly` widen the ranges by group, which is of
     'activity' or of 'segment' as `grouped_by` says; `inputs` are the names of what the models read.
     """
 
@@ -435,7 +435,7 @@ class SpendingParameters:
         keep("categories", _whole(self.categories, "categories"))
         keep("weights", _grid(self.weights, "weights", HORIZON, len(VOICES), 0.0))
         keep("month_weights", _grid([self.month_weights], "month_weights", 1, len(VOICES), 0.0)[0])
-        keep("expected", _grid(self.expected, "expected", HORIZON, 2))
+        keep("expected", _grid(self.expected, "expected", HORIZON, 3))
         _need(isinstance(self.shares, dict) and set(self.shares) == {"half_life", "even"}, "shares must hold half_life and even, and nothing else")
         keep("shares", {k: _number(v, f"shares.{k}", above=0) for k, v in self.shares.items()})
         named = {k: list(v) for k, v in _INPUTS.items()}
@@ -525,7 +525,7 @@ class SpendingModel:
         """
         return combined(self.parameters, self.opinions(series, echo), series, segment_ids)
 
-# %% ../../nbs/serving/forecast.ipynb #1c498e70
+# %% ../../nbs/serving/forecast.ipynb #c9ead6f1
 def combined(parameters: SpendingParameters, o: Opinions, series, segment_ids=None) -> SpendingForecasts:
     """Forecasts from opinions: the average of the voices, the network's ranges around it, widened as past weeks have shown to be needed."""
     p = _past_of(series, HORIZON)
@@ -535,8 +535,8 @@ def combined(parameters: SpendingParameters, o: Opinions, series, segment_ids=No
     groups = groups_of(parameters.grouped_by, p.y, p.begins, segment_ids)
     quantiles = shifted(parameters.weekly, o.weekly - o.weekly[..., 2:3] + middle[..., None], o.scale, groups)
     month = shifted(parameters.monthly, (o.month - o.month[:, 2:3] + month_middle[:, None])[:, None], o.scale, groups)[:, 0]
-    a, b = np.array(parameters.expected).T
-    mean = a * middle + b * o.mean[:, None]
+    a, b, c = np.array(parameters.expected).T
+    mean = a * middle + b * o.mean[:, None] + c * o.scale[:, None]
     made_by = np.where(p.live.sum(1) < YOUNG, "cold start", "model")
     return _finished(series, p, quantiles, month, _shares_in(p, **parameters.shares), groups, made_by, mean)
 
