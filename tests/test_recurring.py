@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fincoach.data.source import Source
-from fincoach.features.recurring import RHYTHMS, detect_spending_cycles, due_weeks, dues
+from fincoach.features.recurring import (
+    RHYTHMS,
+    PersonPayments,
+    detect_spending_cycles,
+    due_weeks,
+    dues,
+    person_streams,
+    read_streams,
+)
 
 CATEGORY = {"in": 1, "out": 17}
 
@@ -466,15 +474,59 @@ def test_what_always_holds_of_due_dates(rows, later):
     assert far.equals(due.filter(pl.col("day").is_between(as_of + timedelta(days=30), as_of + timedelta(days=60))))
 
 
+def payments(f, user):
+    """The payments of one person in frames."""
+    mine, zone = f["transactions"].filter(pl.col("user_id") == user), f["users"].filter(pl.col("id") == user)["timezone"].item()
+    return PersonPayments(user, zone, mine["id"].to_numpy(), mine["occurred_at"].to_physical().to_numpy(), mine["amount_minor"].to_numpy(),
+                          mine["category_id"].to_numpy(), *(mine[c].to_list() for c in ("currency", "merchant", "account")))
+
+
+@settings(max_examples=25, deadline=None)
+@given(books(), st.randoms(use_true_random=False))
+def test_one_person_alone_has_the_same_streams(rows, random):
+    f = frames([*rows, (2, date(2025, 1, 1), -5, "x")])
+    order = list(range(len(f["transactions"])))
+    random.shuffle(order)
+    alone = person_streams(payments(f | {"transactions": f["transactions"][order]}, 2), date(2025, 9, 15)).streams
+    assert alone.equals(detect_spending_cycles(f, date(2025, 9, 15), user_ids=[2]).streams)
+
+
+def test_one_person_with_instalments_raises_and_other_clocks():
+    """All that is told of streams, from arrays; nothing from nothing."""
+    rows = [(u, d, a, f"Laptop rate {i}/12") for i, (u, d, a, _) in enumerate(monthly(3, -8_325, "", (2025, 1), 7), 1)]
+    rows += monthly(5, -999, "Stream", (2024, 1), 12) + monthly(5, -1_199, "Stream", (2025, 1), 5) + monthly(25, 210_000, None, (2025, 1), 7)
+    for zone in ("Europe/Berlin", "Pacific/Auckland", "America/Los_Angeles"):
+        f = frames(rows, zone)
+        alone = person_streams(payments(f, 1), date(2025, 7, 26)).streams
+        assert len(alone) == 3
+        assert alone.equals(detect_spending_cycles(f, date(2025, 7, 26)).streams)
+    none = PersonPayments(1, "UTC", *[np.empty(0, np.int64)] * 4, [], [], [])
+    assert person_streams(none, date(2025, 7, 26)).streams.schema == alone.schema
+    with pytest.raises(ValueError, match="unknown time zone 'Mars'"):
+        person_streams(none._replace(timezone="Mars"), date(2025, 7, 26))
+
+
 def test_a_database_gives_the_same(tmp_path):
     """The same rows from SQLite."""
-    from fincoach.data.database import connect, load, upgrade
+    from fincoach.data.database import DatabaseError, connect, load, upgrade
     from fincoach.data.source import all_tables
 
     f = frames(monthly(5, -999, "Stream", (2025, 1), 6))
     users = f["users"].with_columns(external_id=pl.lit("me"), currency=pl.lit("EUR"), created_at=pl.datetime(2025, 1, 1, time_zone="UTC"))
+    users = pl.concat([users, users.with_columns(id=pl.lit(2, pl.Int64), external_id=pl.lit("new"))])
     engine = connect(f"sqlite:///{tmp_path / 'a.db'}")
     upgrade(engine)
     load(engine, all_tables(users=users, transactions=f["transactions"]))
-    assert detect_spending_cycles(engine, date(2025, 6, 20), user_ids=[1]).streams.equals(detect_spending_cycles(f, date(2025, 6, 20)).streams)
+    known = detect_spending_cycles(f, date(2025, 6, 20)).streams
+    assert detect_spending_cycles(engine, date(2025, 6, 20), user_ids=[1]).streams.equals(known)
+    asked = []
+    connection = engine.raw_connection()
+    connection.driver_connection.set_trace_callback(asked.append)
+    connection.close()
+    assert person_streams(read_streams(engine, 1, date(2025, 6, 20)), date(2025, 6, 20)).streams.equals(known)
+    assert sum("transactions" in s for s in asked) == 1, asked
+    assert len(person_streams(read_streams(engine, 1, date(2025, 4, 6)), date(2025, 4, 6)).streams["days"][0]) == 4
+    assert len(person_streams(read_streams(engine, 2, date(2025, 6, 20)), date(2025, 6, 20)).streams) == 0
+    with pytest.raises(DatabaseError, match="nobody with the id 7"):
+        read_streams(engine, 7, date(2025, 6, 20))
     engine.dispose()
