@@ -886,6 +886,7 @@ class Population:
     - `responses`: user_id, phase, action, probability of a yes
     - `streams`: id, user_id, category_id, merchant, amount_minor, period, anchor, shift, start_at, end_at (exclusive), variation
     - `goals`: goal_id, odds of being reached in time as of the day it was set, plan (EUR a month), payday (day of the month), abandoned_at
+    - `made`: people, days, seed and start that it was made with: enough to make it again
     """
 
     frames: dict[str, pl.DataFrame]
@@ -977,4 +978,5 @@ def generate(people: int, days: int, seed: int, start: date = START) -> Populati
     frames = _told(rng, plan) | {"categories": categories, "transactions": moved} | _goal_frames(plan, rows.contributions) | {
         "products": products, "user_purchases": _receipts(rng, moved, products),
         "recommendation_history": history, "recommendation_feedback": feedback}
-    return Population(frames, _truth_people(plan, responses) | _truth_money(plan))
+    made = pl.DataFrame({"people": [people], "days": [days], "seed": [seed], "start": [start]})
+    return Population(frames, _truth_people(plan, responses) | _truth_money(plan) | {"made": made})
