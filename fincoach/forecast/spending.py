@@ -61,15 +61,15 @@ from fincoach.serving.inputs import (
 from ..serving.offsets import Offsets
 from ..serving.trees import Trees
 
-# %% ../../nbs/forecast/spending.ipynb #c67a2c98
+# %% ../../nbs/forecast/spending.ipynb #3eabcd17
 @dataclass(frozen=True)
 class SpendingConfig:
     """How the model is trained."""
 
     hidden: int = 32
     attention: bool = True
-    epochs: int = 16
-    most_steps: int = 2000  # of training; with many people each is seen less often
+    steps: int = 1250  # of training at most: few people are seen more often, many less often
+    epochs: int | None = None  # None: as many as make `steps`
     batch: int = 32
     origins: int = 10  # weeks of each window that are forecast from in a step
     rate: float = 0.02
@@ -225,7 +225,7 @@ def _loss(net: LSTMSpendingModel, b: Batch, levels, weeks):
     there = ~torch.isnan(whole) * (b.weight > 0)
     return first + (_pinball(torch.nan_to_num(whole), month, levels) * there * b.weight).sum() / there.sum().clamp(min=1)
 
-# %% ../../nbs/forecast/spending.ipynb #dfbb9527
+# %% ../../nbs/forecast/spending.ipynb #87d61691
 def train_network(loaders: Iterable[SequenceDataLoader], config: SpendingConfig = SpendingConfig()) -> tuple[LSTMSpendingModel, list[float]]:
     """A network trained on the batches of `loaders`, and the mean loss of each epoch. On a GPU where there is one.
 
@@ -235,7 +235,7 @@ def train_network(loaders: Iterable[SequenceDataLoader], config: SpendingConfig 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = LSTMSpendingModel(config.hidden, config.attention).to(device)
     per_epoch = max(sum(len(loader) for loader in loaders), 1)
-    total = min(config.epochs * per_epoch, config.most_steps)
+    total = min((config.epochs or config.steps) * per_epoch, config.steps)
     adam = torch.optim.Adam(net.parameters(), lr=config.rate)
     pace = torch.optim.lr_scheduler.OneCycleLR(adam, config.rate, total_steps=total + 1, pct_start=0.2)
     weeks = torch.tensor([_NEXT] + [1.0] * (HORIZON - 1), device=device)
