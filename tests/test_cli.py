@@ -106,7 +106,8 @@ JSON = {
     "segment person-00001": {"segment", "confidence", "sentence", "method", "reasons", "unknown"},
     "segment person-00002 --as-of 2024-08-01 --store": {"segment", "stored"},
     "doctor": {"checks", "problems"},
-    "warm": {"seconds"},
+    "warm": {"seconds", "failed"},
+    "ahead person-00003": {"page", "spending", "alerts", "balance", "savings", "stress", "warnings", "goals"},
 }
 
 
@@ -184,6 +185,18 @@ def test_segment_without_a_champion_says_it_is_by_rules(home, shell):
     assert code == 0
     assert "By simple rules, because there is no trained model yet" in out
     assert "person-00001 as of " in out
+
+
+def test_ahead_writes_a_page_and_says_what_answered(home, shell):
+    found = json.loads(shell("ahead", "person-00002", "--as-of", "2024-08-01", "--json")[1])
+    code, out, _ = shell("ahead", "person-00002", "--as-of", "2024-08-01")
+    assert code == 0
+    assert found["spending"]["sentence"] in out
+    assert "no trained model" in out
+    page = Path(found["page"]).read_text(encoding="utf-8")
+    assert page.count("<svg") == 2
+    assert "What lies ahead of person-00002 as of 2024-08-01" in page
+    assert "<script" not in page
 
 
 def test_segment_honours_the_day_and_stores_only_when_asked(home, shell):
