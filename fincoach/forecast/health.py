@@ -178,7 +178,7 @@ def take_data(snapshot, recipe: Recipe, say: Callable[[str], None] = lambda text
     n = len(days[0])
     return Data(recipe, known, kind_of, tuple(told[:n]), tuple(told[n:]), rows["user_profiles"], version_name(snapshot.hash, recipe))
 
-# %% ../../nbs/forecast/health.ipynb #ae97d734
+# %% ../../nbs/forecast/health.ipynb #1789e0ab
 HORIZONS = (7, *ANCHORS)
 
 
@@ -211,19 +211,15 @@ def standing(data: Data, i: int, origin: Origin) -> tuple[Account, Dues, pl.Data
     return data.accounts.of(i, origin.streamed).until(day_number(origin.day)), NOTHING_DUE if due is None else dues_of(due), due
 
 
-_NO_DUES = pl.DataFrame(schema={"stream_id": pl.String, "day": pl.Date, "low_day": pl.Date, "high_day": pl.Date, "amount_minor": pl.Int64, "low_minor": pl.Int64,
-                                "high_minor": pl.Int64, "confidence": pl.Float64, "category_id": pl.Int64})
-
-
 def _case(data: Data, i: int, k: int, origin: Origin) -> tuple | None:
     """Person number `i` on a day as a row of `Cases`; None if their balance is unknown or they have just begun, or spend nothing."""
-    of, due, frame = standing(data, i, origin)
+    of, due, _ = standing(data, i, origin)
     today, at = day_number(origin.day), np.array(HORIZONS)
     if not of.known or not len(of.day) or today - of.day[0] < 28 or (week := weekly_spending(of, today)) < 100:
         return None
     walks, whole = simulate(of, due, today), data.accounts.of(i, origin.streamed)
     y = balance_series(whole, today + 1, today + DAYS)[at - 1]
-    rates = rate_opinions(of, _NO_DUES if frame is None else frame, data.kind_of, today)[0]
+    rates = rate_opinions(of, due, data.kind_of, today)[0]
     return (data.accounts.user_ids[i], today, i, k, situation(of, today), week, opinions(of, walks, today) / week, fan_of(walks)[:, at - 1] / week, y / week,
             rates, rate_between(whole, today + 1, today + DAYS))
 
@@ -557,7 +553,7 @@ def audit_of(snapshot, data: Data, parameters: HealthParameters, most: int = 25)
                for mask, to in ((late, pl.col("over")), (~late, pl.col("over") - pl.duration(hours=6)))]
     return Audit(day, len(plain), *changed)
 
-# %% ../../nbs/forecast/health.ipynb #8146b756
+# %% ../../nbs/forecast/health.ipynb #5365570e
 def known_payments(snapshot, truth: dict | None, data: Data, cases: Cases) -> np.ndarray | None:
     """The middle (n, anchors) of walks that know every payment of the true streams to come; None without a truth."""
     if truth is None or truth.get("streams") is None:
@@ -580,7 +576,7 @@ def known_payments(snapshot, truth: dict | None, data: Data, cases: Cases) -> np
 def _sure(days: np.ndarray, amounts: np.ndarray, others: pl.DataFrame | None) -> Dues:
     """Payments that come for sure, on their days, and other dues beside them."""
     days, amounts, rest = days.astype(np.int64), amounts.astype(float), NOTHING_DUE if others is None else dues_of(others)
-    sure = (np.arange(len(days)) + len(rest.stream), days, days, days, amounts, amounts, amounts, np.ones(len(days)))
+    sure = (np.arange(len(days)) + len(rest.stream), days, days, days, amounts, amounts, amounts, np.ones(len(days)), np.full(len(days), -1))
     return Dues(*(np.concatenate(pair) for pair in zip(rest, sure, strict=True)))
 
 # %% ../../nbs/forecast/health.ipynb #5ce99b66

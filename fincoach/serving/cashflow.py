@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['NOTHING_DUE', 'WEEKS', 'RANK', 'SHARE', 'NEAR', 'DAYS', 'PATHS', 'MEMBERS', 'ANCHORS', 'LEVELS', 'PLAIN', 'SPANS',
-           'SPENDS', 'LEAST_DAYS', 'Account', 'account', 'balance_series', 'Accounts', 'accounts', 'Dues', 'Payment',
-           'dues_of', 'payments_of', 'capped', 'rest_of', 'alike', 'simulate', 'opinions', 'Bend', 'fan_of', 'bent',
-           'LowPoint', 'Fall', 'low_point', 'calibrated', 'fall', 'fan_picture', 'CashFlow', 'weekly_spending',
+           'SPENDS', 'LEAST_DAYS', 'Account', 'account', 'balance_series', 'Accounts', 'accounts', 'account_of', 'Dues',
+           'Payment', 'dues_of', 'payments_of', 'capped', 'rest_of', 'alike', 'simulate', 'opinions', 'Bend', 'fan_of',
+           'bent', 'LowPoint', 'Fall', 'low_point', 'calibrated', 'fall', 'fan_picture', 'CashFlow', 'weekly_spending',
            'cash_flow', 'warm']
 
-# %% ../../nbs/serving/cashflow.ipynb #69ab78b8
+# %% ../../nbs/serving/cashflow.ipynb #3d69e4af
 from dataclasses import dataclass, field, fields
 from datetime import date, timedelta
 from functools import lru_cache
@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from ..data.tables import KINDS, decimals
-from ..features.ledger import compiled, day_number, unit_of
+from ..features.ledger import clocks, compiled, day_number, localise, unit_of
 from ..show import Card, Html, facts, html, join, prose, table
 
 # %% ../../nbs/serving/cashflow.ipynb #f95d662e
@@ -110,7 +110,20 @@ def accounts(source, as_of: date, user_ids=None) -> Accounts:
     return Accounts(ids, offsets, rows["id"].cast(pl.Int64).to_numpy(), rows["day"].to_physical().to_numpy(), kind.to_numpy(), rows["amount_minor"].to_numpy(),
                     opening["opening_balance_minor"].cast(pl.Float64).fill_null(np.nan).to_numpy(), tuple(users["currency"]))
 
-# %% ../../nbs/serving/cashflow.ipynb #759b250a
+# %% ../../nbs/serving/cashflow.ipynb #94c31fa9
+def account_of(payments, as_of: date, currency: str, opening: int | None, kinds: np.ndarray, streams) -> Account:
+    """The account of one person from `features.recurring.PersonPayments`; `kinds` gives the place in KINDS by category id."""
+    n, micros = len(payments.id), np.ascontiguousarray(payments.occurred_at)
+    day, minute = np.empty(n, np.int32), np.empty(n, np.int16)
+    span = (int(micros.min()), int(micros.max())) if n else (0, 0)
+    localise(0, 1, np.array([0, n]), np.zeros(1, np.int64), *clocks([payments.timezone], *span), micros, day, minute)
+    mine = np.flatnonzero((day <= day_number(as_of)) & (np.array(payments.currency, object) == currency))
+    mine = mine[np.lexsort((payments.id[mine], micros[mine], day[mine]))]
+    known = streams.streams["transaction_ids"].explode(empty_as_null=False).cast(pl.Int64).to_numpy()
+    start = np.nan if opening is None else float(opening)
+    return Account(day[mine], kinds[payments.category_id[mine]], payments.amount_minor[mine], np.isin(payments.id[mine], known), start, currency)
+
+# %% ../../nbs/serving/cashflow.ipynb #2c5ecb85
 class Dues(NamedTuple):
     """Payments that fall due: half the chance lies before `day`, half after; likewise for amounts."""
 
@@ -122,6 +135,11 @@ class Dues(NamedTuple):
     amount: np.ndarray  # the expected amount
     most: np.ndarray  # the amount farthest from zero
     chance: np.ndarray  # that it comes
+    category: np.ndarray  # int64, -1 unknown
+
+    def take(self, rows: np.ndarray) -> "Dues":
+        """Some of the payments."""
+        return Dues(*(a[rows] for a in self))
 
 
 class Payment(NamedTuple):
@@ -135,20 +153,21 @@ class Payment(NamedTuple):
 
 def dues_of(frame: pl.DataFrame) -> Dues:
     """The rows of `features.recurring.dues` as arrays, in order of days."""
-    frame = frame.sort("day", "stream_id")
-    number = frame["stream_id"].rank("dense").cast(pl.Int64).to_numpy() - 1 if len(frame) else np.empty(0, np.int64)
     days = [frame[c].to_physical().cast(pl.Int64).to_numpy() for c in ("low_day", "day", "high_day")]
     amounts = [frame[c].cast(pl.Float64).to_numpy() for c in ("low_minor", "amount_minor", "high_minor")]
-    return Dues(number, *days, *amounts, frame["confidence"].to_numpy())
+    names = np.array(frame["stream_id"].to_list(), str)
+    category = frame["category_id"].cast(pl.Int64).fill_null(-1).to_numpy() if "category_id" in frame.columns else np.full(len(frame), -1)
+    number = np.unique(names, return_inverse=True)[1]
+    return Dues(number, *days, *amounts, frame["confidence"].to_numpy(), category).take(np.lexsort((number, days[1])))
 
 
 def payments_of(frame: pl.DataFrame) -> tuple[Payment, ...]:
     """The rows of `features.recurring.dues` as payments to name, in order of days."""
-    frame = frame.sort("day", pl.col("amount_minor").abs(), descending=[False, True])
-    return tuple(Payment(*r) for r in frame.select("day", pl.col("merchant").fill_null(""), "amount_minor", pl.col("confidence").round(4)).iter_rows())
+    rows = zip(frame["day"].to_list(), frame["merchant"].to_list(), frame["amount_minor"].to_list(), frame["confidence"].to_list(), strict=True)
+    return tuple(sorted((Payment(d, who or "", a, round(c, 4)) for d, who, a, c in rows), key=lambda p: (p.day, -abs(p.amount), p.who)))
 
 
-NOTHING_DUE = Dues(*(np.empty(0, np.int64) for _ in range(4)), *(np.empty(0) for _ in range(4)))
+NOTHING_DUE = Dues(*(np.empty(0, np.int64) for _ in range(4)), *(np.empty(0) for _ in range(4)), np.empty(0, np.int64))
 
 # %% ../../nbs/serving/cashflow.ipynb #a7291213
 WEEKS, RANK, SHARE, NEAR = 52, 3, 0.03, 5.0  # of the past; the row that caps, by number and as a share; days of the month
@@ -241,7 +260,7 @@ def _draws(seed: int, paths: int, width: int) -> np.ndarray:
     """At least `width` columns of the numbers of a seed."""
     return _uniform(seed, paths, 256 * (width // 256 + 1))
 
-# %% ../../nbs/serving/cashflow.ipynb #c749c2d6
+# %% ../../nbs/serving/cashflow.ipynb #0db3e525
 DAYS, PATHS = 84, 400
 
 
@@ -257,7 +276,7 @@ def simulate(of: Account, dues: Dues, as_of: int, days: int = DAYS, paths: int =
     streams = int(dues.stream.max()) + 1 if len(dues.stream) else 0
     u = _draws(seed, paths, len(rest) + ahead + streams + 2 * len(dues.day))
     out = np.empty((paths, days))
-    _walk(start, as_of + 1, rest, alike(as_of, len(rest), ahead), *dues, streams, u, out)
+    _walk(start, as_of + 1, rest, alike(as_of, len(rest), ahead), *dues[:-1], streams, u, out)
     return out
 
 # %% ../../nbs/serving/cashflow.ipynb #85c52dae
@@ -624,9 +643,9 @@ def cash_flow(user_id: int, of: Account, dues: Dues, as_of: date, due: tuple[Pay
     return CashFlow(user_id, as_of, of.currency, of.known, start, "rules" if bend is None else "model", group, tuple(past.tolist()), fan, buffer,
                     low=low_point(paths, today), due=due, **said)
 
-# %% ../../nbs/serving/cashflow.ipynb #ea216d90
+# %% ../../nbs/serving/cashflow.ipynb #f65a93fa
 def warm() -> None:
     """Compile (once a machine) and load everything that walking needs."""
     of = account([("2025-01-01", "income", 10_000), ("2025-01-20", "essential", -500)], opening=0)
-    due = Dues(*(np.zeros(1, np.int64) + day_number("2025-02-01") * (i > 0) for i in range(4)), *(np.full(1, -100.0) for _ in range(3)), np.ones(1))
+    due = Dues(*(np.zeros(1, np.int64) + day_number("2025-02-01") * (i > 0) for i in range(4)), *(np.full(1, -100.0) for _ in range(3)), np.ones(1), np.full(1, -1))
     cash_flow(0, of, due, date(2025, 1, 28), bend=PLAIN)

@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'IN_WORDS', 'RATES', 'FORMAT', 'LEVELS_OF_STRESS', 'RULES',
            'judge_stress', 'EarlyWarning', 'EarlyWarnings', 'Outlook', 'look_ahead', 'LoadedHealth', 'open_health',
            'FinancialHealthForecaster']
 
-# %% ../../nbs/serving/health.ipynb #1e7c5c80
+# %% ../../nbs/serving/health.ipynb #7b721e2c
 import json
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime, timedelta
@@ -19,10 +19,11 @@ import numpy as np
 import polars as pl
 import sqlalchemy as sa
 
-from ..data.database import DatabaseError, connect, end_of_day, explained
-from ..data.tables import KINDS, to_micros
+from ..data.database import PERSON, connect, explained, reading
+from ..data.tables import KINDS
 from ..features.ledger import day_number
-from ..features.recurring import RecurringStreams, detect_spending_cycles, dues
+from ..features.recurring import RecurringStreams, dues, person_streams
+from ..features.recurring import payments_of as payments_in
 from .artifacts import ArtifactError, champion, open_version
 from .cache import Question, remembered
 from fincoach.serving.cashflow import (
@@ -35,11 +36,12 @@ from fincoach.serving.cashflow import (
     Account,
     Bend,
     CashFlow,
+    Dues,
     _minus,
     _money,
     _short,
     _sure,
-    accounts,
+    account_of,
     balance_series,
     cash_flow,
     dues_of,
@@ -65,7 +67,7 @@ def situation(of: Account, as_of: int) -> str:
     weeks = balance_series(of, as_of, as_of)[0] / max(weekly_spending(of, as_of), 1.0)
     return "thin" if weeks < 2 else "some" if weeks < 8 else "ample"
 
-# %% ../../nbs/serving/health.ipynb #2dd5df3f
+# %% ../../nbs/serving/health.ipynb #20c9c325
 RATES = ("walks", "last 12 weeks", "last 26 weeks")
 _INCOME = KINDS.index("income")
 
@@ -78,11 +80,10 @@ def rate_between(of: Account, first: int, last: int) -> float:
     return float(np.clip((income - spent) / income, -1, 1)) if income > 0 else np.nan
 
 
-def rate_opinions(of: Account, due: pl.DataFrame, kind_of: dict[int, int], as_of: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def rate_opinions(of: Account, due: Dues, kind_of: dict[int, int], as_of: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(what each of `RATES` says, the rates of the walks) of the `DAYS` to come; NaN where no income is expected."""
-    begin, kind = int(of.day[0]), due["category_id"].replace_strict(kind_of, default=-1, return_dtype=pl.Int64).to_numpy()
-    came, spent = (simulate(of.only(kinds), dues_of(due.filter(np.isin(kind, kinds))), as_of, DAYS, seed=seed, begin=begin)[:, -1]
-                   for kinds in ((_INCOME,), SPENDS))
+    begin, kind = int(of.day[0]), np.array([kind_of.get(c, -1) for c in due.category.tolist()], int)
+    came, spent = (simulate(of.only(kinds), due.take(np.isin(kind, kinds)), as_of, DAYS, seed=seed, begin=begin)[:, -1] for kinds in ((_INCOME,), SPENDS))
     rates = np.clip(np.divide(came + spent, came, out=np.full(len(came), np.nan), where=came > 0), -1, 1)
     walked = np.nan if np.isnan(rates).mean() > 0.5 else np.nanmedian(rates)
     return np.array([walked, rate_between(of, as_of - 83, as_of), rate_between(of, as_of - 181, as_of)]), rates[~np.isnan(rates)]
@@ -366,7 +367,7 @@ def _when(i: EarlyWarning) -> Html:
     """The day, and the range of days below it."""
     return join([_short(i.day), Html(f"<small>{_short(i.first)} to {_short(i.last)}</small>")]) if i.first != i.last else join([_short(i.day)])
 
-# %% ../../nbs/serving/health.ipynb #7e171848
+# %% ../../nbs/serving/health.ipynb #7e72660e
 def _stands_on(flow: CashFlow, until: date, weekly: float) -> tuple[str, ...]:
     """The evidence for a low balance by a day."""
     out = sorted((p for p in flow.due if p.amount < 0 and p.day <= until), key=lambda p: p.amount)[:2]
@@ -398,9 +399,11 @@ def _of_falls(flow: CashFlow, warn: float, weekly: float) -> list[EarlyWarning]:
 
 def _of_income(streams: pl.DataFrame, as_of: date, currency: str) -> list[EarlyWarning]:
     """Warnings of income that was due and has not come."""
-    late = streams.filter((pl.col("direction") == "in") & (pl.col("status") == "mature") & (pl.col("missed") == 1) & (pl.col("count") >= 6))
-    said = []
-    for r in late.iter_rows(named=True):
+    said, columns = [], ("direction", "status", "missed", "count", "merchant", "amount_minor", "last_date", "next_date", "next_low", "next_high", "confidence")
+    for row in zip(*(streams[c].to_list() for c in columns), strict=True):
+        r = dict(zip(columns, row, strict=True))
+        if r["direction"] != "in" or r["status"] != "mature" or r["missed"] != 1 or r["count"] < 6:
+            continue
         evidence = f"It came {r['count']} times, last on {r['last_date']}; one date has passed without it."
         said.append(EarlyWarning("income missing", f"{r['merchant'] or 'An income'} ({_money(r['amount_minor'], currency)}) has not come as before.", r["next_date"], r["next_low"], r["next_high"],
                                  (r["next_date"] - as_of).days, round(r["confidence"], 2), (evidence, "The date is that of the next one expected.")))
@@ -416,7 +419,7 @@ def _of_rate(rate: SavingsRate, warn: float) -> list[EarlyWarning]:
     return [EarlyWarning("spending over income", "More may go out than comes in over the next twelve weeks.", day, day, day, DAYS, rate.below_zero,
                          (f"Expected to be left of income: {_share(rate.rate)} ({_share(rate.range[1])} to {_share(rate.range[3])}).{past}",))]
 
-# %% ../../nbs/serving/health.ipynb #ed88ea71
+# %% ../../nbs/serving/health.ipynb #15774ba2
 @dataclass(frozen=True, repr=False)
 class Outlook(Card):
     """The four answers about a person."""
@@ -462,11 +465,14 @@ def look_ahead(user_id: int, of: Account, streams: RecurringStreams, kind_of: di
                buffer: int | None = None, seed: int = 0) -> Outlook:
     """The four answers about one person, as of the day of `streams`; `kind_of` gives the place in KINDS of each category id."""
     as_of, today = streams.as_of, day_number(streams.as_of)
-    of, mine = of.until(today), streams.streams.filter(pl.col("currency") == of.currency)
-    due = dues(RecurringStreams(as_of, mine), as_of + timedelta(days=1), as_of + timedelta(days=DAYS))
+    of, mine = of.until(today), streams.streams
+    if len(mine) and set(mine["currency"].to_list()) != {of.currency}:
+        mine = mine.filter(pl.col("currency") == of.currency)
+    frame = dues(RecurringStreams(as_of, mine), as_of + timedelta(days=1), as_of + timedelta(days=DAYS))
+    due = dues_of(frame)
     group, warn = situation(of, today), _WARN if parameters is None else parameters.warn
     version = "" if parameters is None else parameters.version
-    flow = cash_flow(user_id, of, dues_of(due), as_of, payments_of(due), parameters and parameters.bend(group), buffer, seed=seed, group=group,
+    flow = cash_flow(user_id, of, due, as_of, payments_of(frame), parameters and parameters.bend(group), buffer, seed=seed, group=group,
                      model_version=version, warnings=() if of.known else (_UNSURE,))
     if flow.made_by == "unknown":
         none = ("There are less than three weeks of history: nothing can be told yet.",)
@@ -502,38 +508,7 @@ def open_health(artifacts: str | Path) -> tuple[HealthParameters | None, LoadedH
     except (ArtifactError, ParametersError, OSError) as e:
         return None, LoadedHealth("rules", "", (f"the trained version cannot be used: {e}",))
 
-# %% ../../nbs/serving/health.ipynb #7fab8b20
-_PERSON = "SELECT u.timezone, u.currency, p.opening_balance_minor FROM users u LEFT JOIN user_profiles p ON p.user_id = u.id WHERE u.id = ?"
-_ROWS = "SELECT id, occurred_at, amount_minor, currency, category_id, merchant, account FROM transactions WHERE user_id = ? AND occurred_at < ?"
-_ROW = {"id": pl.Int64, "occurred_at": pl.Int64, "amount_minor": pl.Int64, "currency": pl.String, "category_id": pl.Int64, "merchant": pl.String, "account": pl.String}
-
-
-def _read(engine: sa.Engine, user_id: int, as_of: date) -> dict[str, pl.DataFrame]:
-    """The tables of one person up to the end of a day in their zone; a `DatabaseError` if there is nobody of that id."""
-    sqlite = engine.dialect.name == "sqlite"
-    with explained(engine):
-        raw = engine.raw_connection()
-        try:
-            cursor = raw.cursor()
-
-            def ask(statement, *values):
-                cursor.execute(statement if sqlite else statement.replace("?", "%s"), values)
-                return cursor.fetchall()
-
-            if not (person := ask(_PERSON, user_id)):
-                raise DatabaseError(f"there is nobody with the id {user_id}")
-            zone, currency, opening = person[0]
-            end = end_of_day(as_of, zone)
-            rows, kinds = ask(_ROWS, user_id, to_micros(end) if sqlite else end), ask("SELECT id, kind FROM categories")
-        finally:
-            raw.close()
-    schema = _ROW if sqlite else _ROW | {"occurred_at": pl.Datetime("us", "UTC")}
-    frame = pl.DataFrame(rows, schema, orient="row").with_columns(pl.col("occurred_at").cast(pl.Datetime("us")).dt.replace_time_zone("UTC") if sqlite else pl.col("occurred_at"),
-                                                                  user_id=pl.lit(user_id, pl.Int64))
-    return {"users": pl.DataFrame({"id": [user_id], "timezone": [zone], "currency": [currency]}), "categories": pl.DataFrame(kinds, ["id", "kind"], orient="row"),
-            "user_profiles": pl.DataFrame({"user_id": [user_id], "opening_balance_minor": [opening]}, {"user_id": pl.Int64, "opening_balance_minor": pl.Int64}), "transactions": frame}
-
-# %% ../../nbs/serving/health.ipynb #d5b8c5dd
+# %% ../../nbs/serving/health.ipynb #48474b10
 class FinancialHealthForecaster:
     """Answers about one person from a database (URL or engine) and a folder of artifacts.
 
@@ -569,11 +544,14 @@ class FinancialHealthForecaster:
 
     def _fresh(self, user_id: int, as_of: date, buffer: int | None, parameters: HealthParameters | None) -> Outlook:
         """The answers, made now."""
-        frames = _read(self.engine, user_id, as_of)
-        streams = detect_spending_cycles(frames, as_of)
-        mine = accounts(frames, as_of)
-        kind_of = {i: KINDS.index(k) for i, k in frames["categories"].iter_rows()}
-        return look_ahead(user_id, mine.of(0, mine.streamed(streams)), streams, kind_of, parameters, buffer)
+        with explained(self.engine), reading(self.engine) as ask:
+            payments = payments_in(ask, user_id, as_of)
+            _, _, currency, opening = ask(PERSON, user_id).fetchone()
+            kind_of = {i: KINDS.index(k) for i, k in ask("SELECT id, kind FROM categories").fetchall()}
+        kinds = np.full(max(kind_of, default=0) + 1, -1, np.int8)
+        kinds[list(kind_of)] = list(kind_of.values())
+        streams = person_streams(payments, as_of)
+        return look_ahead(user_id, account_of(payments, as_of, currency, opening, kinds, streams), streams, kind_of, parameters, buffer)
 
     def forecast_balance_trajectory(self, user_id: int, as_of: date, now: datetime | None = None, buffer: int | None = None) -> CashFlow:
         """Where the balance goes over the next twelve weeks."""
