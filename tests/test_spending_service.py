@@ -52,7 +52,7 @@ def files(**changes) -> dict[str, bytes]:
     """An artifact of a model, in the very files that training writes."""
     trees = Trees(TREES, np.full(3, -1, "i4"), np.zeros(3), np.zeros(3, "i4"), np.zeros(3, "i4"), np.zeros(3, bool), np.array([0.9, 1.0, 1.1]), np.arange(3, dtype="i4"),
                   np.ones(3, "i4"), np.zeros(3), np.array([len(BY_WEEK), len(BY_WEEK), len(BY_MONTH)], "i4"))  # fmt: skip
-    p = SpendingParameters("made", date(2024, 12, 29), 100, (5, 8), "activity", ((0.5, 0.5, 0.0),) * HORIZON, (0.4, 0.4, 0.2), ((1.0, 0.1),) * HORIZON,
+    p = SpendingParameters("made", date(2024, 12, 29), 100, (5, 8), "activity", ((0.5, 0.5, 0.0),) * HORIZON, (0.4, 0.4, 0.2), ((1.0, 0.1, 0.0),) * HORIZON,
                            {"half_life": 8.0, "even": 0.2}, flat(HORIZON), flat(1))  # fmt: skip
     return {"spending.json": replace(p, **changes).to_json().encode(), "spending_lstm.onnx": stand_in(), "spending_trees.npz": trees.to_npz()}
 
@@ -184,10 +184,10 @@ def test_a_rent_in_a_budget_either_comes_or_does_not(tmp_path):
 
 
 def test_more_budget_is_less_risk_and_what_is_spent_is_certain(model):
-    chances = [model.assess_budget_risk(8, DAY, {"total": b}).of("total").chance for b in range(0, 500_000, 25_000)]
+    chances = [model.assess_budget_risk(8, DAY, {"total": b}).of("total").chance for b in range(0, 500_000, 60_000)]
     assert chances == sorted(chances, reverse=True)
     assert chances[0] > 0.97 > 0.05 > chances[-1]
-    for user in range(1, 20):
+    for user in range(1, 11):
         for r in model.assess_budget_risk(user, DAY).risks:
             assert 0 <= r.chance_low <= r.chance <= r.chance_high + 1e-9 <= 1 + 2e-9
             assert r.low80 <= r.expected <= r.high80
@@ -234,7 +234,9 @@ def test_budgets_are_checked(rules):
 @pytest.mark.parametrize("which", ["rules", "model"])
 def test_alerts_are_few_and_say_what_they_stand_on_in_words_that_blame_nobody(which, request):
     service, kinds = request.getfixturevalue(which), {r.kind: r for r in ALERT_RULES}
-    found = [a for user in range(1, PEOPLE + 1) for a in service.generate_spending_alerts(user, DAY).alerts]
+    told = [service.generate_spending_alerts(user, DAY).alerts for user in range(1, PEOPLE + 1)]
+    assert max(map(len, told)) <= MOST_ALERTS
+    found = [a for alerts in told for a in alerts]
     assert len({a.kind for a in found}) >= 2
     assert len(found) < PEOPLE  # less than one each
     for a in found:
@@ -243,7 +245,6 @@ def test_alerts_are_few_and_say_what_they_stand_on_in_words_that_blame_nobody(wh
         assert a.chance >= kinds[a.kind].chance
         assert a.first <= a.last
         assert a.amount > 0
-    assert all(len(service.generate_spending_alerts(user, DAY)) <= MOST_ALERTS for user in range(1, 20))
 
 
 def test_a_price_that_rose_a_rare_payment_and_a_week_above_its_range_are_said(tmp_path):
@@ -330,7 +331,7 @@ def test_nobody_and_nonsense_are_refused(rules):
 @pytest.mark.parametrize("which", ["rules", "model"])
 def test_from_the_cache_comes_the_same_card(which, request):
     service = request.getfixturevalue(which)
-    for user in (1, 8, 33, int(np.flatnonzero(service.forecast_all(DAY).made_by == "unknown")[0]) + 1):
+    for user in (8, int(np.flatnonzero(service.forecast_all(DAY).made_by == "unknown")[0]) + 1):
         for ask in (service.predict_weekly_spending, service.assess_budget_risk, service.generate_spending_alerts):
             fresh, first, again = ask(user, DAY), ask(user, DAY, now=NOW), ask(user, DAY, now=NOW + timedelta(hours=23))
             assert (fresh.cached, first.cached, again.cached) == (False, False, True)

@@ -6,7 +6,7 @@
 __all__ = ['SPENDING_KINDS', 'SLACK', 'LEVELS_OF_RISK', 'ALERT_RULES', 'MOST_ALERTS', 'KnownPayment', 'SpendingPrediction',
            'CategoryRisk', 'BudgetRisk', 'AlertRule', 'SpendingAlert', 'SpendingAlerts', 'SpendingPredictionService']
 
-# %% ../../nbs/serving/spending.ipynb #f7be31dc
+# %% ../../nbs/serving/spending.ipynb #d639ae01
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -22,11 +22,11 @@ import numpy as np
 import polars as pl
 import sqlalchemy as sa
 
-from ..data.database import connect, explained, read_person
+from ..data.database import connect, explained, read_person, reading
 from ..data.tables import DEBT, DISCRETIONARY, ESSENTIAL, FEE, KINDS
 from ..features.behavior import extract, features_of
 from ..features.ledger import Ledgers, Person, day_number, person_from_rows, unit_of
-from ..features.recurring import RecurringStreams, detect_spending_cycles, dues
+from ..features.recurring import RecurringStreams, dues, person_streams, read_streams
 from ..features.series import WeeklySeries, echo, person_echo, person_series, weekly_series
 from .actions import _about, _spoken, objections
 from .artifacts import ArtifactError, champion, open_version
@@ -140,29 +140,8 @@ def _patched(found: SpendingForecasts, spare: SpendingForecasts, lost: np.ndarra
 
 _PER_PERSON = tuple(f.name for f in fields(SpendingForecasts) if f.name not in ("mondays", "categories"))
 
-# %% ../../nbs/serving/spending.ipynb #92ef86a6
-_NAMES = "SELECT id, name FROM categories"
-_ROWS = "SELECT id, occurred_at, amount_minor, currency, category_id, merchant, account FROM transactions WHERE user_id = ?"
-_COLUMNS = ("id", "occurred_at", "amount_minor", "currency", "category_id", "merchant", "account")
+# %% ../../nbs/serving/spending.ipynb #1218c136
 SILENCE = 21  # days without a row after which an answer says so
-
-
-def _named_rows(engine: sa.Engine, user_id: int, zone: str) -> tuple[dict[int, str], dict[str, pl.DataFrame]]:
-    """The names of the categories, and the person's rows as the frames that streams are found in."""
-    sqlite = engine.dialect.name == "sqlite"
-    with explained(engine):
-        raw = engine.raw_connection()
-        try:
-            cursor = raw.cursor()
-            names = dict(cursor.execute(_NAMES).fetchall())
-            found = cursor.execute(_ROWS if sqlite else _ROWS.replace("?", "%s"), (user_id,)).fetchall()
-        finally:
-            raw.close()
-    types = [pl.String if n in ("currency", "merchant", "account") else pl.Datetime("us", "UTC") if n == "occurred_at" and not sqlite else pl.Int64 for n in _COLUMNS]
-    columns = zip(*found, strict=True) if found else [()] * len(_COLUMNS)
-    rows = pl.DataFrame([pl.Series(n, c, t) for n, c, t in zip(_COLUMNS, columns, types, strict=True)])
-    rows = rows.with_columns(pl.col("occurred_at").cast(pl.Datetime("us", "UTC")), user_id=pl.lit(user_id, pl.Int64))
-    return names, {"users": pl.DataFrame({"id": [user_id], "timezone": [zone]}), "transactions": rows}
 
 
 def _cautions(person: Person, as_of: date, others: int, currency: str) -> tuple[str, ...]:
@@ -183,7 +162,7 @@ def _so_far(person: Person, series: WeeklySeries, monday: int, as_of: date) -> n
     sums = -np.bincount(person.category[rows][spends], person.amount[rows][spends].astype(float), number) * person.unit
     return sums[series.categories]
 
-# %% ../../nbs/serving/spending.ipynb #6bb4ae09
+# %% ../../nbs/serving/spending.ipynb #4d3d64bc
 def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: RecurringStreams, about: tuple) -> _Known:
     """All that is known of a person; `about` is their currency, the names of categories by id, the ids of spending categories, and how many rows are left out."""
     currency, names, spending, others = about
@@ -197,11 +176,12 @@ def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: Recurr
 
 def _read(engine: sa.Engine, way: _Way, user_id: int, as_of: date) -> _Known:
     """`_known` of one person in a database. Raises `DatabaseError` for nobody."""
-    rows = read_person(engine, user_id, as_of)
-    names, frames = _named_rows(engine, user_id, rows.timezone)
-    others = int((frames["transactions"]["currency"] != rows.currency).sum())
+    rows, paid = read_person(engine, user_id, as_of), read_streams(engine, user_id, as_of)
+    with explained(engine), reading(engine) as ask:
+        names = dict(ask("SELECT id, name FROM categories").fetchall())
+    others = sum(currency != rows.currency for currency in paid.currency)
     about = rows.currency, names, np.flatnonzero(np.isin(rows.kinds, SPENDING_KINDS)), others
-    return _known(way, user_id, as_of, person_from_rows(rows), detect_spending_cycles(frames, as_of), about)
+    return _known(way, user_id, as_of, person_from_rows(rows), person_streams(paid, as_of), about)
 
 # %% ../../nbs/serving/spending.ipynb #97b43d65
 @dataclass(frozen=True, repr=False)
@@ -586,13 +566,13 @@ class SpendingAlert:
     evidence: dict[str, str]  # name -> how it is written
     limit: float | None = None  # the chance is that of more than this between the days; None where it is that of something happening
 
-# %% ../../nbs/serving/spending.ipynb #66e2b0ab
+# %% ../../nbs/serving/spending.ipynb #7ea4f9fc
 def _named(name: str) -> str:
     """A merchant's name as it may stand in a sentence; words for it where it may not."""
     spoken = _spoken(name)
     return "a regular payment" if not spoken or objections(spoken) else spoken
 
-
+# %% ../../nbs/serving/spending.ipynb #fbf2f5b5
 def _above_usual(k: _Known, begins: int, first: date, last: date, said: set[str]) -> Iterator[SpendingAlert]:
     """The month and the categories that are likely to cost more than usual; nothing about categories of which the reason is `said` already."""
     rule, past, m = _RULE["month above usual"], _periods(k.series.total[0], begins)[:6], lambda v: _money(v, k.currency)
@@ -604,13 +584,16 @@ def _above_usual(k: _Known, begins: int, first: date, last: date, said: set[str]
                             whole.middle - usual, "", evidence, limit)
     rule = _RULE["category above usual"]
     for i, (c, outlook) in enumerate(zip(k.series.categories, _by_category(k), strict=True)):
+        if outlook.certain + outlook.rest.max() + outlook.amounts.sum() < 0.05 * usual:
+            continue
         own = float(np.median(_periods(k.series.y[0, :, i], begins)[:6]))
         limit = max(own * (1 + rule.size), own + 0.05 * usual)
         name = k.names.get(int(c), f"category {c}")
         if usual > 0 and name not in said and (chance := outlook.chance(limit)) >= rule.chance:
             due, middle = float(outlook.amounts @ outlook.chances), outlook.middle
             evidence = {"usual four weeks": m(own), "expected": m(middle), "chance of": f"more than {m(limit)}", "spent so far": m(outlook.certain)} | periods
-            words = f"{_spoken(name).capitalize()} is likely to come to about {m(middle)} in the four weeks to {last:%d %b}; usual is {m(own)}."
+            come = f"has come to {m(outlook.certain)} since {first:%d %b}" if outlook.certain > limit else f"is likely to come to about {m(middle)} in the four weeks to {last:%d %b}"
+            words = f"{_spoken(name).capitalize()} {come}; {m(own)} is usual in four weeks."
             yield SpendingAlert(rule.kind, words, chance, first, last, middle - own, name, evidence | ({"known to fall due": m(due)} if due else {}), limit)
 
 # %% ../../nbs/serving/spending.ipynb #d21f3015
