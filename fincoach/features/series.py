@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_WEEKS', 'CALENDAR', 'ECHOES', 'SEASONAL', 'last_monday', 'future_mondays', 'WeeklySeries', 'weekly_series',
            'person_series', 'calendar_inputs', 'echo_windows', 'echo', 'person_echo', 'rolling_statistics',
-           'lag_features', 'seasonal_patterns', 'TimeSeriesFeatureExtractor']
+           'lag_features', 'seasonal_patterns', 'TimeSeriesFeatureExtractor', 'warm']
 
 # %% ../../nbs/features/series.ipynb #66b979ee
 import math
@@ -414,3 +414,10 @@ class TimeSeriesFeatureExtractor:
         if hasattr(source, "scan"):
             source = {name: source.scan(name) for name in ("users", "transactions")}
         return detect_spending_cycles(source, self.as_of).to_frame()
+
+# %% ../../nbs/features/series.ipynb #662d7889
+def warm() -> None:
+    """Compile (once a machine) and load everything that series and echoes need."""
+    someone = ledger([("2025-01-01", "09:00", "groceries", -2000), ("2025-03-30", "09:00", "rent", -90000)])
+    series = person_series(someone, "2025-04-06", 8)
+    person_echo(someone, series.mondays[-1:])
