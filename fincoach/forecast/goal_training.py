@@ -45,11 +45,11 @@ class Recipe:
     min_people: int = 50
     min_goals: int = 120  # with fewer goals whose outcome is known nothing is learned
     trees: int = 150
-    leaf: int = 20
+    leaf: float = 2.0  # outcomes that a leaf of a tree holds at least
     MADE_BY: ClassVar[tuple[str, ...]] = ("data", "features", "evaluate", "serving", "forecast")
 
     def __post_init__(self):
-        for name, low in (("min_people", 20), ("min_goals", 60), ("trees", 10), ("leaf", 2)):
+        for name, low in (("min_people", 20), ("min_goals", 60), ("trees", 10), ("leaf", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {low}, or no interval means anything")
 
@@ -297,7 +297,7 @@ def _changes(data: Data, recipe: Recipe, trees: int = 50, k: int = 3) -> pl.Data
 
     against("nothing", base)
     against("another seed", grow(cases, seed=recipe.seed + 1))
-    against("leaves a quarter as large", grow(cases, leaf=max(recipe.leaf // 4, 2)))
+    against("leaves a quarter as large", grow(cases, leaf=recipe.leaf / 4))
     against("leaves three times as large", grow(cases, leaf=3 * recipe.leaf))
     for words, gone in (("without the rest of the person's money", (*GOAL_NAMES[-4:], "pressure")), ("without the chance by counting, need and pace", ("outlook", "needed", "pace")), ("without the person's other goals", ("person_paid", "record", "others"))):
         keep = kept(gone)

@@ -224,8 +224,8 @@ class ConfidenceEstimator:
         at = self.calibrator.points[0]
         return np.interp(votes, at, self.low), np.interp(votes, at, self.high)
 
-# %% ../../nbs/forecast/goals.ipynb #bd41b9ee
-TREES, LEAF = 150, 20
+# %% ../../nbs/forecast/goals.ipynb #c181298c
+TREES, LEAF = 150, 2.0  # trees, and outcomes that a leaf holds at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,13 +240,14 @@ class GoalAchievementClassifier:
     confidence: ConfidenceEstimator = field(repr=False)
 
     @classmethod
-    def fit(cls, cases: Cases, neutral=None, seed: int = 0, trees: int = TREES, leaf: int = LEAF, k: int = 5) -> "GoalAchievementClassifier":
+    def fit(cls, cases: Cases, neutral=None, seed: int = 0, trees: int = TREES, leaf: float = LEAF, k: int = 5) -> "GoalAchievementClassifier":
         """Learn from cases; `neutral` (F,) stands in for unknown numbers, by default the middle ones. Outcomes of both kinds are needed."""
         if len(np.unique(cases.y)) < 2 or len(np.unique(cases.group)) < 2 * k:
             raise ValueError(f"{len(np.unique(cases.group))} groups with {int(cases.y.sum())} good cases of {len(cases)}: both outcomes, and {2 * k} groups, are needed")
         neutral = np.nanmedian(np.where(np.isfinite(cases.X), cases.X, np.nan), axis=0) if neutral is None else np.asarray(neutral, float)
         X = cls._complete(cases.X, neutral)
-        grow = lambda rows: cls._forest(trees, leaf, seed).fit(X[rows], cases.y[rows], cases.weight[rows] / cases.weight[rows].mean())  # noqa: E731
+        size = max(round(leaf * len(cases) / cases.weight.sum()), 1)  # in cases: twelve months of one goal are one outcome
+        grow = lambda rows: cls._forest(trees, size, seed).fit(X[rows], cases.y[rows], cases.weight[rows] / cases.weight[rows].mean())  # noqa: E731
         fold, votes = folds(cases, k, seed), np.empty(len(cases))
         for f in range(k):
             votes[fold == f] = grow(fold != f).predict_proba(X[fold == f])[:, 1]
@@ -255,8 +256,8 @@ class GoalAchievementClassifier:
 
     @staticmethod
     def _forest(trees: int, leaf: int, seed: int) -> RandomForestClassifier:
-        """An untrained forest; at least four, and about a third, of the numbers are looked at for a branch."""
-        return RandomForestClassifier(trees, min_samples_leaf=leaf, max_features=0.33, random_state=seed, n_jobs=1)
+        """An untrained forest; for a branch as many numbers are looked at as the root of how many there are."""
+        return RandomForestClassifier(trees, min_samples_leaf=leaf, max_features="sqrt", random_state=seed, n_jobs=1)
 
     @staticmethod
     def _complete(X, neutral) -> np.ndarray:
@@ -284,7 +285,7 @@ class GoalAchievementClassifier:
         """The forest alone as an ONNX graph: numbers in, votes for no and yes out. The curve is applied after it."""
         return _onnx(self.forest, self.cases.X.shape[1])
 
-# %% ../../nbs/forecast/goals.ipynb #549a3d8e
+# %% ../../nbs/forecast/goals.ipynb #d504a5e7
 def _onnx(forest: RandomForestClassifier, width: int) -> bytes:
     """A forest as ONNX with the votes as its only output."""
     import onnx
@@ -302,7 +303,7 @@ def _onnx(forest: RandomForestClassifier, width: int) -> bytes:
             needed |= set(node.input)
         else:
             graph.node.remove(node)
-    model.doc_string, model.producer_version = "", ""
+    model.doc_string, model.producer_version, graph.name = "", "", "forest"  # the converter draws a name by chance
     return model.SerializeToString(deterministic=True)
 
 # %% ../../nbs/forecast/goals.ipynb #05e925de
