@@ -844,7 +844,7 @@ def _found(rows: _Payments, today: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     group = np.searchsorted(offsets, order[begins], side="right") - 1
     return order, np.append(begins, len(order)), group, streams[at[order[begins]]]
 
-# %% ../../nbs/features/recurring.ipynb #f4aee7fd
+# %% ../../nbs/features/recurring.ipynb #46361ab3
 def _anchor(kind: np.ndarray, anchor: np.ndarray) -> np.ndarray:
     """What people call the anchor: the day of the month (31: the last), or by weeks the weekday (1 is Monday)."""
     return np.where(kind < _SEMI, (anchor + 3) % 7 + 1, anchor).astype(np.int64)
@@ -876,13 +876,16 @@ def _ids(groups: pl.DataFrame, first: np.ndarray) -> list[str]:
 
 def _changes_of(found: np.ndarray, begins: np.ndarray, changes: np.ndarray, day: np.ndarray) -> pl.Series:
     """The price changes of each stream."""
-    told = [[] for _ in found]
-    for i in np.flatnonzero(found).tolist():
-        rows = changes[begins[i]:begins[i] + found[i]].tolist()
-        told[i] = [{"date": date.fromordinal(int(day[begins[i] + r]) + 719_163), "from": a, "to": b} for r, a, b in rows]
-    return pl.Series(told, dtype=pl.List(pl.Struct({"date": pl.Date, "from": pl.Int64, "to": pl.Int64})))
+    some = np.flatnonzero(found)
+    stream = np.repeat(some, found[some])
+    row, old, new = changes[begins[stream] + np.arange(len(stream)) - np.repeat(np.cumsum(found[some]) - found[some], found[some])].T
+    flat = pl.DataFrame({"stream": stream, "date": _dates_of(day[begins[stream] + row]), "from": old, "to": new})
+    lists = flat.group_by("stream", maintain_order=True).agg(pl.struct("date", "from", "to").alias("told"))["told"]
+    place = np.full(len(found), len(some))
+    place[some] = np.arange(len(some))
+    return lists.append(pl.Series([[]], dtype=lists.dtype))[place]
 
-# %% ../../nbs/features/recurring.ipynb #fc2b1971
+# %% ../../nbs/features/recurring.ipynb #bad35432
 def _told(rows: _Payments, order: np.ndarray, begins: np.ndarray, group: np.ndarray, numbers: np.ndarray) -> dict:
     """What is told of each stream that does not follow from its calendar, by column (see `RecurringStreams`)."""
     n, last = len(group), begins[1:] - 1
@@ -914,8 +917,8 @@ def _assemble(told: dict, numbers: np.ndarray) -> pl.DataFrame:
         "confidence": _confidence(numbers[:, 0]), "status": status, "missed": numbers[:, 9].astype(np.int64)}
         | {name: _dates_of(numbers[:, 6 + i].astype(np.int32)) for i, name in enumerate(_NEXT)})
     known = (pl.when(pl.col(c) >= 0).then(c).alias(c) for c in ("category_id", "instalments_left"))
-    frame = frame.filter(pl.col("confidence") >= _LEAST).with_columns(*known, *(pl.when(pl.col("status") != "ended").then(c).alias(c) for c in _NEXT))
-    return frame.select(_COLUMNS).sort("user_id", "direction", "confidence", "stream_id", descending=[False, False, True, False])
+    frame = frame.lazy().filter(pl.col("confidence") >= _LEAST).with_columns(*known, *(pl.when(pl.col("status") != "ended").then(c).alias(c) for c in _NEXT))
+    return frame.select(_COLUMNS).sort("user_id", "direction", "confidence", "stream_id", descending=[False, False, True, False]).collect()
 
 
 _NEXT = ("next_date", "next_low", "next_high")
