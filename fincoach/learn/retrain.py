@@ -390,7 +390,7 @@ def serving_parameters(artifacts: str | Path, version: str | None) -> Segmentati
     except (ArtifactError, ParametersError):
         return None
 
-# %% ../../nbs/learn/retrain.ipynb #a5195c43
+# %% ../../nbs/learn/retrain.ipynb #99fc1d1a
 class Model(NamedTuple):
     """What the road must know of a model. Its module is imported when it is trained, and not before: some take seconds."""
 
@@ -408,6 +408,9 @@ MODELS = {
     "segmentation": Model("segments.training", "transactions", "there are no transactions: `fincoach import SOURCE` brings some", "made"),
     "recommendation": Model("recommend.training", "recommendation_history",
                             "no advice has been logged yet, so there is nothing to learn from; until then rules advise, and log what they do", "needed"),
+    "spending": Model("forecast.training", "transactions", "there are no transactions: `fincoach import SOURCE` brings some", "used"),
+    "goal": Model("forecast.goal_training", "financial_goals", "nobody has set a goal yet; until then chances are found by counting paydays", "used"),
+    "health": Model("forecast.health", "transactions", "there are no transactions: `fincoach import SOURCE` brings some", "used"),
 }
 
 # %% ../../nbs/learn/retrain.ipynb #f5f6e2be
