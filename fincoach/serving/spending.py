@@ -755,14 +755,14 @@ def _load(artifacts: Path) -> _Way:
         why = f"the trained model cannot be read: {error.strerror or type(error).__name__}"
     return _Way(RULES_VERSION, None, why)
 
-# %% ../../nbs/serving/spending.ipynb #7fd6e651
+# %% ../../nbs/serving/spending.ipynb #3372b04d
 def _subject(budgets: dict | None) -> str:
     """What a question about budgets is kept under: the same for the same budgets in any order."""
     if budgets is None:
         return "budgets"
     return "budgets " + blake2b(repr(sorted((str(k), v) for k, v in budgets.items())).encode(), digest_size=12).hexdigest()
 
-
+# %% ../../nbs/serving/spending.ipynb #0d685d3d
 class _Answers:
     """The half of the service that asks the cache first."""
 
