@@ -34,7 +34,7 @@ from ..serving.inference import ParametersError, SegmentationParameters
 from ..serving.network import NetworkError
 from ..serving.policy import segments_of
 
-# %% ../../nbs/forecast/goal_training.ipynb #6f07b2af
+# %% ../../nbs/forecast/goal_training.ipynb #3fd3ab8d
 @dataclass(frozen=True)
 class Recipe:
     """What is chosen before training. `segmentation` is the version whose segments the report looks at."""
@@ -283,7 +283,7 @@ def _before(rows: pl.DataFrame, over: pl.DataFrame, moment: str) -> pl.DataFrame
     """The rows before the end of the cut's day of their person."""
     return rows.join(over, on="user_id", maintain_order="left").filter(pl.col(moment) < pl.col("over")).drop("over")
 
-# %% ../../nbs/forecast/goal_training.ipynb #6050285e
+# %% ../../nbs/forecast/goal_training.ipynb #5e5a7831
 def _changes(data: Data, recipe: Recipe, trees: int = 50, k: int = 3) -> pl.DataFrame:
     """Other choices, each judged across people with a smaller forest and fewer folds, against the same with nothing changed."""
     cases, rows = data.cases, []
