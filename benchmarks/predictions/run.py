@@ -162,7 +162,6 @@ def fresh(function: str, *words: str) -> dict:
 def trained(snapshot, day: date, artifacts: Path, say) -> str:
     """Train on the snapshot and promote that version, whatever its verdict: speed is measured here, not worth."""
     from fincoach.forecast.training import Recipe, train_spending
-
     from fincoach.serving.artifacts import promote
     from fincoach.settings import load_settings
 
