@@ -10,7 +10,7 @@ __all__ = ['LEVEL_NAMES', 'HORIZONS', 'BORROW', 'PRECISION', 'DRAWS', 'OURS', 'K
            'known_payments', 'Evidence', 'champion_parameters', 'examine', 'gates', 'judge_of', 'write_report',
            'finish', 'train_health']
 
-# %% ../../nbs/forecast/health.ipynb #f0c6b631
+# %% ../../nbs/forecast/health.ipynb #9303aa46
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
@@ -42,6 +42,8 @@ from fincoach.evaluate.report import (
     picture,
     text,
 )
+
+# %% ../../nbs/forecast/health.ipynb #c1540eeb
 from ..features.ledger import day_number
 from ..features.recurring import RecurringStreams, detect_spending_cycles, dues
 from ..serving.artifacts import Artifact, ArtifactError
@@ -808,7 +810,7 @@ def _method(e: Evidence) -> Section:
         alternatives([{"name": m, "why": _SAYS[m], "result": f"error at 12 weeks {e.errors[m][:, -1].mean():.2f} weeks of spending"} for m in MEMBERS] + [
             {"name": "weighed walks", "why": "all of them together", "result": f"{e.errors[OURS][:, -1].mean():.2f}", "chosen": True}])])
 
-# %% ../../nbs/forecast/health.ipynb #d3c833ec
+# %% ../../nbs/forecast/health.ipynb #43b30a8c
 _ROLES = {OURS: "ours", "champion": "champion"}
 
 
@@ -860,7 +862,7 @@ def _groups(e: Evidence) -> Section:
                   text("Nothing is known about age, household or income of these people, so no comparison between groups can be made."))
     return Section("groups", "", "For whom it holds.", blocks)
 
-
+# %% ../../nbs/forecast/health.ipynb #b1a6584a
 def _limits(e: Evidence) -> Section:
     said = ["It knows the accounts in the data. What lies elsewhere (cash at home, other banks) is not seen; a transfer there looks like money gone.",
             "A job lost, a child born, a house bought: nothing of that is foreseen, and the fan knows only how often surprises came before.",

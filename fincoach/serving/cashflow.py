@@ -497,7 +497,7 @@ def _row(kind: type, values: dict):
     """The row of `kind` that `_plain` gave `values` of."""
     return kind(**{n: date.fromisoformat(v) if n in _DATES and v is not None else v for n, v in values.items()})
 
-# %% ../../nbs/serving/cashflow.ipynb #0304df2a
+# %% ../../nbs/serving/cashflow.ipynb #bc716667
 @dataclass(frozen=True, repr=False)
 class CashFlow(Card):
     """Where the balance of one person goes. Amounts are whole minor units; lists have one entry for each day after `as_of`.
@@ -535,10 +535,6 @@ class CashFlow(Card):
         """Whether and when the balance falls below a level (0 or the buffer) within 28 or 84 days."""
         return next((f for f in self.falls if f.below == level and f.days == days), None)
 
-    def at(self, days: int) -> tuple[int, ...]:
-        """The quantiles of `LEVELS` so many days ahead."""
-        return self.fan[days - 1]
-
     def to_frame(self) -> pl.DataFrame:
         """One row a day: ds, the middle `balance`, lo-95, lo-80, hi-80, hi-95 in major units, and `below`."""
         names, unit = ("lo-95", "lo-80", "balance", "hi-80", "hi-95"), unit_of(self.currency)
@@ -550,21 +546,31 @@ class CashFlow(Card):
     @classmethod
     def from_dict(cls, values: dict) -> "CashFlow":
         """The answer that `to_dict` gave `values` of."""
-        rows = {"as_of": date.fromisoformat(values["as_of"]), "fan": tuple(map(tuple, values["fan"])), "low": values["low"] and _row(LowPoint, values["low"])}
-        lists = {n: tuple(values[n]) for n in ("past", "warnings")} | {"below": values["below"] and tuple(values["below"])}
-        return cls(**values | rows | lists | {"due": tuple(_row(Payment, p) for p in values["due"]), "falls": tuple(_row(Fall, f) for f in values["falls"])})
+        return _given(values)
 
     def to_dict(self) -> dict:
         """Plain values that JSON can hold."""
-        rows = {"due": [_plain(p) for p in self.due], "falls": [_plain(f) for f in self.falls], "fan": [list(row) for row in self.fan]}
-        plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"as_of": self.as_of.isoformat(), "low": self.low and _plain(self.low)}
-        return {n: list(v) if isinstance(v, tuple) else v for n, v in (plain | rows).items()}
+        return _kept(self)
 
     def card_title(self) -> str:
         return f"Balance from {self.as_of} on"
 
     def card_body(self) -> Html:
         return _body(self)
+
+# %% ../../nbs/serving/cashflow.ipynb #8165358e
+def _given(values: dict) -> CashFlow:
+    """The answer that `_kept` gave `values` of."""
+    rows = {"as_of": date.fromisoformat(values["as_of"]), "fan": tuple(map(tuple, values["fan"])), "low": values["low"] and _row(LowPoint, values["low"])}
+    lists = {n: tuple(values[n]) for n in ("past", "warnings")} | {"below": values["below"] and tuple(values["below"])}
+    return CashFlow(**values | rows | lists | {"due": tuple(_row(Payment, p) for p in values["due"]), "falls": tuple(_row(Fall, f) for f in values["falls"])})
+
+
+def _kept(c: CashFlow) -> dict:
+    """The fields of an answer as plain values."""
+    rows = {"due": [_plain(p) for p in c.due], "falls": [_plain(f) for f in c.falls], "fan": [list(row) for row in c.fan]}
+    plain = {f.name: getattr(c, f.name) for f in fields(c)} | {"as_of": c.as_of.isoformat(), "low": c.low and _plain(c.low)}
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in (plain | rows).items()}
 
 # %% ../../nbs/serving/cashflow.ipynb #f4c3a3e5
 def _sure(chance: float) -> str:

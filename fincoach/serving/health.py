@@ -88,10 +88,10 @@ def rate_opinions(of: Account, due: Dues, kind_of: dict[int, int], as_of: int, s
     walked = np.nan if np.isnan(rates).mean() > 0.5 else np.nanmedian(rates)
     return np.array([walked, rate_between(of, as_of - 83, as_of), rate_between(of, as_of - 181, as_of)]), rates[~np.isnan(rates)]
 
-# %% ../../nbs/serving/health.ipynb #4da7b9a7
+# %% ../../nbs/serving/health.ipynb #0d79f997
 FORMAT = 1
 
-
+# %% ../../nbs/serving/health.ipynb #b55c8551
 @dataclass(frozen=True)
 class HealthParameters:
     """What training found. Raises `ParametersError` when it does not fit together.
@@ -149,7 +149,7 @@ class HealthParameters:
             raise ParametersError(f"as_of = {found['as_of']!r}: must be a date such as 2025-06-30") from None
         return cls(**found)
 
-
+# %% ../../nbs/serving/health.ipynb #2f1f6ae6
 def _grid(rows, shape: tuple[int, int], where: str, low: float, high: float) -> tuple:
     """Nested tuples of floats of a shape and range."""
     ok = isinstance(rows, (list, tuple)) and len(rows) == shape[0] and all(isinstance(r, (list, tuple)) and len(r) == shape[1] for r in rows)
@@ -209,7 +209,7 @@ def savings_rate(user_id: int, as_of: date, said: np.ndarray, rates: np.ndarray,
     below = float(np.interp(0.0, quantiles, LEVELS)) if np.ptp(quantiles) > 0 else float(quantiles[2] < 0)
     return SavingsRate(user_id, as_of, round(float(quantiles[2]), 4), tuple(np.round(quantiles, 4).tolist()), past, round(below, 3), "rules" if parameters is None else "model")
 
-# %% ../../nbs/serving/health.ipynb #4478755b
+# %% ../../nbs/serving/health.ipynb #622b8f30
 LEVELS_OF_STRESS = ("calm", "watch", "strained", "acute")
 
 
@@ -247,7 +247,7 @@ class Reason(NamedTuple):
     value: float
     line: float
 
-
+# %% ../../nbs/serving/health.ipynb #a8be5a29
 @dataclass(frozen=True)
 class FinancialStress(Card):
     """How tight it gets: `level` (one of calm, watch, strained, acute; unknown), the `reasons`, and the `measures` that the rule looked at (None: unknown)."""
@@ -419,7 +419,7 @@ def _of_rate(rate: SavingsRate, warn: float) -> list[EarlyWarning]:
     return [EarlyWarning("spending over income", "More may go out than comes in over the next twelve weeks.", day, day, day, DAYS, rate.below_zero,
                          (f"Expected to be left of income: {_share(rate.rate)} ({_share(rate.range[1])} to {_share(rate.range[3])}).{past}",))]
 
-# %% ../../nbs/serving/health.ipynb #15774ba2
+# %% ../../nbs/serving/health.ipynb #491bb527
 @dataclass(frozen=True, repr=False)
 class Outlook(Card):
     """The four answers about a person."""
@@ -460,7 +460,7 @@ class Outlook(Card):
 _UNSURE = "The balance before the first row is unknown: only changes can be told. Give user_profiles.opening_balance_minor."
 _WARN = 0.5  # without a trained version
 
-
+# %% ../../nbs/serving/health.ipynb #e2f66238
 def look_ahead(user_id: int, of: Account, streams: RecurringStreams, kind_of: dict[int, int], parameters: HealthParameters | None = None,
                buffer: int | None = None, seed: int = 0) -> Outlook:
     """The four answers about one person, as of the day of `streams`; `kind_of` gives the place in KINDS of each category id."""
