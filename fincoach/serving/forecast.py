@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVELS', 'QUANTILES', 'LEAST', 'GROUPS', 'SEQUENCE_OPERATORS', 'VOICES', 'TREES', 'FORMAT', 'FILES', 'YOUNG', 'Week',
            'PersonForecast', 'SpendingForecasts', 'own_errors', 'activity', 'rules_forecast', 'SequenceNetwork',
-           'Opinions', 'opinions', 'SpendingParameters', 'SpendingModel', 'combined', 'groups_of']
+           'Opinions', 'opinions', 'SpendingParameters', 'SpendingModel', 'combined', 'groups_of', 'warm']
 
 # %% ../../nbs/serving/forecast.ipynb #4312fc4e
 import json
@@ -555,3 +555,13 @@ def _newest(echo, n: int) -> np.ndarray:
     if echo.shape != (n, HORIZON):
         raise ValueError(f"echo has the shape {echo.shape}: {n} people need {(n, HORIZON)}, from features.series.echo at the newest week")
     return echo
+
+# %% ../../nbs/serving/forecast.ipynb #04597867
+def warm() -> None:
+    """Compile (once a machine) and load everything that forecasts need besides series and trees."""
+    from fincoach.features.ledger import ledger
+    from fincoach.features.series import person_series
+
+    series = person_series(ledger([(f"2025-0{m}-01", "09:00", "rent", -90000) for m in range(1, 7)]), "2025-06-29", HISTORY)
+    rules_forecast(series)
+    look(window(series), np.full((1, HORIZON), np.nan))
