@@ -156,8 +156,9 @@ def _drawn(e: Evidence, kind: str):
     """Said and came, as a picture."""
     rows = e.curve.filter(pl.col("look") == kind)
     said = [f"{v:.2f}" for v in rows["said"]]
-    x = rows["said"].to_list()
-    fig = lines(x, {"reached": (rows["came"].to_list(), rows["low"].to_list(), rows["high"].to_list()), "as said": x},
+    x = np.linspace(rows["said"].min(), rows["said"].max(), 41)
+    came = tuple(np.interp(x, rows["said"], rows[n]).tolist() for n in ("came", "low", "high"))
+    fig = lines(x.tolist(), {"reached": came, "as said": x.tolist()},
                 alt=f"Of goals called {', '.join(said)}, these shares were reached: {', '.join(f'{v:.2f}' for v in rows['came'])}", xlabel="probability that was said", ylabel="share reached")
     return picture(fig, f"Ten bins of equal weight, {'goals open after the cut' if kind == 'in time' else 'all goals, across people'}. On the line, probabilities are exact; the band is a 95 % interval.")
 
