@@ -471,7 +471,7 @@ def _carry_on(s, label, days, amounts, streams):
         if label[i] < 0 and slot == k + 1 and gap <= _REACH[kind] and abs(np.log(amounts[i]) - level) <= near:
             label[i], k = s, slot
 
-# %% ../../nbs/features/recurring.ipynb #0d201b8e
+# %% ../../nbs/features/recurring.ipynb #bb47499b
 _FAR = np.log(1e-4)  # log of the chance of a payment out of reach
 _AROUND, _ENDS = 20, 0.03  # days around the next date that are looked at; the chance that a stream ends at a due date
 
@@ -489,7 +489,7 @@ def _alike(kind, anchor, other, shift, days, gap):
         alike += _CHANCE[kind, level, abs(g)] if abs(g) <= reach else _FAR
     return alike, level
 
-
+# %% ../../nbs/features/recurring.ipynb #550481eb
 @compiled
 def _rivals(kind, anchor, other, shift, income, days):
     """The calendars of the kind that explain days nearly as well or better: their (anchor, shift), and for each gap from a due day its say.
