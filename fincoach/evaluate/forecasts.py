@@ -153,7 +153,7 @@ def paired_difference(y, f, other, seed: int = 0) -> Score:
     low, high = np.quantile((draws @ mine) / (draws @ theirs) - 1, (0.025, 0.975))
     return Score(float(mine.sum() / theirs.sum() - 1), float(low), float(high), len(mine))
 
-# %% ../../nbs/evaluate/forecasts.ipynb #56d9043e
+# %% ../../nbs/evaluate/forecasts.ipynb #c77a4bd6
 def pooled(y, mean, groups=None, seed: int = 0) -> Score:
     """WAPE of sums over people in each group and week; `y`, `mean` are (n, ...), `groups` (n,) numbers (default: one group)."""
     y, mean = _known(y, mean)
@@ -171,14 +171,20 @@ def pooled(y, mean, groups=None, seed: int = 0) -> Score:
 
 
 def portfolio(y, mean, size: int, draws: int = 400, seed: int = 0) -> Score:
-    """WAPE of the sums of `size` people drawn at random, mean over `draws` such portfolios; the interval holds 95 % of portfolios."""
+    """WAPE of the sums of `size` people drawn at random, mean over `draws` such portfolios; the interval holds 95 % of portfolios.
+
+    Portfolios that spent nothing at all have no WAPE and are left out.
+    """
     y, mean = _known(y, mean)
     y, mean = (np.nan_to_num(a.reshape(len(a), -1)) for a in (y, mean))
     if size > len(y):
         raise ValueError(f"a portfolio of {size} people cannot be drawn from {len(y)}")
     rng = np.random.default_rng([seed, size])
     drawn = [rng.choice(len(y), size, replace=False) for _ in range(draws)]
-    errors = [np.abs((y[k] - mean[k]).sum(0)).sum() / np.abs(y[k].sum(0)).sum() for k in drawn]
+    wrong, spent = (np.asarray([np.abs(part[k].sum(0)).sum() for k in drawn]) for part in (y - mean, y))
+    errors = wrong[spent > 0] / spent[spent > 0]
+    if not len(errors):
+        raise ValueError("nobody spent anything: there is no share of it to be wrong by")
     return Score(float(np.mean(errors)), *map(float, np.quantile(errors, (0.025, 0.975))), size)
 
 # %% ../../nbs/evaluate/forecasts.ipynb #fbe07278
