@@ -362,7 +362,7 @@ def reach(test: Backtest, seed: int = 0) -> tuple[pl.DataFrame, dict[str, float]
              "best constant under 15 %": float((best < 0.15).mean()), "variation": float(np.median(cv)), "variation under 0.19": float((cv < 0.19).mean())}
     return pl.DataFrame(rows), alone
 
-# %% ../../nbs/forecast/training.ipynb #b69e24a2
+# %% ../../nbs/forecast/training.ipynb #5240ceab
 @dataclass(frozen=True)
 class ForecastAudit:
     """How many inputs and forecasts changed when rows after `day` were altered, and (the control) when earlier rows were."""
@@ -396,7 +396,7 @@ def _from_rows(frames: dict, data: Data, recipe: Recipe) -> tuple[np.ndarray, np
     source, cut = Ledgers.from_frames(frames), data.test[0]
     s = weekly_series(source, recipe.as_of, len(data.series.mondays), data.series.categories).until(cut)
     e = echo(source, s.mondays, HORIZON)
-    found = SpendingPredictor.fit(s, e, SpendingConfig(epochs=4, rounds=15, seed=recipe.seed)).predict(s, e)
+    found = SpendingPredictor.fit(s, e, SpendingConfig(steps=20, rounds=12, seed=recipe.seed)).predict(s, e)
     return np.concatenate([s.y.ravel(), s.total.ravel(), s.begins, e.ravel()]), np.concatenate([np.ravel(a) for a in (found.quantiles, found.month, found.by_category, found.mean)])
 
 # %% ../../nbs/forecast/training.ipynb #51c4ddd9
@@ -447,7 +447,7 @@ def floor_of(test: Backtest, data: Data, truth: dict | None, seed: int = 0, at_m
     return Floor(len(some), len(at), week("best possible"), week(SERVED), week(BOOSTING), month("best possible"), month(SERVED),
                  both.compare(SERVED, "best possible", 1, seed=seed), both.compare(SERVED, "best possible", month=True, seed=seed))
 
-# %% ../../nbs/forecast/training.ipynb #ee7b64c9
+# %% ../../nbs/forecast/training.ipynb #c5257607
 def sensitivity(data: Data, fitted: Fitted, before: Backtest, recipe: Recipe) -> pl.DataFrame:
     """Other learning, on the weeks that choose: change, what, value (error to that of ours, less 1), low, high."""
     rows = []
@@ -458,11 +458,10 @@ def sensitivity(data: Data, fitted: Fitted, before: Backtest, recipe: Recipe) ->
             s = paired_difference(y, f, g, recipe.seed)
             rows.append({"change": change, "what": what, "value": s.value, "low": s.low, "high": s.high})
 
-    again = learned(data, data.choose[0], replace(fitted.config, seed=fitted.config.seed + 1))
-    against("another seed", rehearsed(data, fitted, again), before)
     half = np.random.default_rng(recipe.seed).permutation(len(data.series)) < len(data.series) // 2
-    strangers = learned(data, data.choose[0], fitted.config, ~half)
-    against("people never seen, and half to learn from", rehearsed(data.take(half), fitted, strangers), before.take(half))
+    other = learned(data, data.choose[0], replace(fitted.config, seed=fitted.config.seed + 1, steps=max(fitted.config.steps // 2, 1)), ~half)
+    for change, people in (("learned from others, asked about people never seen", half), ("learned from as few, asked about the same people", ~half)):
+        against(change, rehearsed(data.take(people), fitted, other), before.take(people))
     return pl.DataFrame(rows)
 
 # %% ../../nbs/forecast/training.ipynb #2495f1f1
