@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['notebook_path', 'notebook_parameters', 'check_parameters', 'run_notebook']
 
-# %% ../../nbs/learn/notebooks.ipynb #842ca978
+# %% ../../nbs/learn/notebooks.ipynb #c2b6d57c
 import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import papermill
+from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
@@ -85,7 +86,7 @@ def _headings(cells) -> Iterator[str | None]:
         first = cell.source.split("\n", 1)[0]
         yield first.lstrip("#").strip() if cell.cell_type == "markdown" and first.startswith("#") else None
 
-# %% ../../nbs/learn/notebooks.ipynb #78f6944c
+# %% ../../nbs/learn/notebooks.ipynb #33f9de5e
 def run_notebook(name: str, parameters: dict, into: Path, say: Callable[[str], None] | None = None) -> str | None:
     """Execute retrain notebook `name` and write it to `into`; what failed (the traceback's last lines), or None.
 
@@ -103,4 +104,13 @@ def run_notebook(name: str, parameters: dict, into: Path, say: Callable[[str], N
         return f"{e.ename}: {e.evalue}"
     except DeadKernelError:
         return "the notebook's process died: it was killed, or ran out of memory"
+    finally:
+        _close_loop()
     return None
+
+
+def _close_loop():
+    """Close the event loop that the run left in this thread; one that is running belongs to somebody else, such as Jupyter."""
+    loop = ensure_event_loop()
+    if not loop.is_running():
+        loop.close()
