@@ -274,7 +274,7 @@ def _method(e: Evidence) -> Section:
         alternatives([{"name": k, "why": why.get(k, ""), "result": result(k), "chosen": k == SERVED} for k in e.test.models]),
         picture(lines(list(range(1, len(losses) + 1)), {"loss": losses}, alt="Training loss by epoch", xlabel="epoch", ylabel="loss"), "Loss of the served network while it learned")])
 
-# %% ../../nbs/forecast/dossier.ipynb #b5ae5c1c
+# %% ../../nbs/forecast/dossier.ipynb #5f36a23b
 def _results(e: Evidence) -> Section:
     role = {SERVED: "ours", CHAMPION: "champion"}
     def block(title, level, ahead, what, seen):
@@ -291,7 +291,7 @@ def _results(e: Evidence) -> Section:
         text(_why_not(e)), picture(_portfolio_picture(e), "How far sums over people are off, by how many people they are of. Bands: 95 % of portfolios drawn at random."), *_floor_blocks(e), *_tables(e), *_champion(e)]
     return Section("results", "", "How far off, beside whom, at which level.", blocks)
 
-
+# %% ../../nbs/forecast/dossier.ipynb #e8debf6c
 def _losses(e: Evidence) -> str:
     """Who did better, as plainly as who did worse."""
     lost = e.versus.filter(pl.col("low") > 0)
@@ -308,7 +308,7 @@ def _why_not(e: Evidence) -> str:
             f"{_percent(a['best constant under 15 %'])} of people; the forecast, which cannot look, by {_percent(a['median'])}, and by less than 15 % for {_percent(a['under 15 %'])}. For normal scatter an error of 15 % needs weeks that vary by less than 19 %: "
             f"{_percent(a['variation under 0.19'])} of {a['people']:,} people have such weeks. A report that shows 15 % for single people's weeks is reading outcomes.")
 
-# %% ../../nbs/forecast/dossier.ipynb #942e5841
+# %% ../../nbs/forecast/dossier.ipynb #02aa5703
 def _by_horizon(e: Evidence) -> str:
     """Error by weeks ahead of the models that matter."""
     y, shown = e.test.y, [m for m in (SERVED, BOOSTING, "LSTM", MEAN, RULES) if m in e.test.models]
@@ -336,7 +336,7 @@ def _portfolio_picture(e: Evidence) -> str:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return chart(draw, "Error of sums over people by their number", height=300)
 
-
+# %% ../../nbs/forecast/dossier.ipynb #f639e9e1
 def _floor_blocks(e: Evidence) -> list:
     """The floor, where it is known."""
     f = e.floor
