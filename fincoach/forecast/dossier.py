@@ -336,7 +336,7 @@ def _portfolio_picture(e: Evidence) -> str:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return chart(draw, "Error of sums over people by their number", height=300)
 
-# %% ../../nbs/forecast/dossier.ipynb #f639e9e1
+# %% ../../nbs/forecast/dossier.ipynb #e7d1ebfa
 def _floor_blocks(e: Evidence) -> list:
     """The floor, where it is known."""
     f = e.floor
@@ -349,19 +349,25 @@ def _floor_blocks(e: Evidence) -> list:
                             f"than somebody who knows all but chance; over four weeks {_span({'value': f.over_month.value, 'low': f.over_month.low, 'high': f.over_month.high})}.")]
 
 
+def _said(r: dict) -> str:
+    """A score with its interval."""
+    return f"{r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
+
+
 def _tables(e: Evidence) -> list:
     """Every metric at every level."""
-    out = []
-    for level in e.scores["level"].unique(maintain_order=True):
-        part = e.scores.filter(pl.col("level") == level)
-        for ahead in part["ahead"].unique(maintain_order=True):
-            mine = part.filter(pl.col("ahead").is_null() if ahead is None else pl.col("ahead") == ahead)
-            rows = [{"model": m, **{r["metric"]: f"{r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})" for r in mine.filter(pl.col("model") == m).iter_rows(named=True) if r["value"] is not None and r["value"] == r["value"]}}
-                    for m in mine["model"].unique(maintain_order=True)]
-            names = list(dict.fromkeys(k for r in rows for k in r))
-            out.append(grid([{k: r.get(k) for k in names} for r in rows], caption=f"{level.capitalize()}{f', {ahead} weeks ahead' if ahead and ahead > 1 else ', next week' if ahead else ', four weeks together'}"))
+    known = e.scores.filter(pl.col("value").is_not_null() & pl.col("value").is_not_nan())
+    single, ahead = pl.col("level").is_in(["user-week", "user-month"]), pl.col("ahead")
+    parts = [(known.filter(single & (ahead.is_null() if h is None else ahead == h)), "metric", f"One person, {_weeks_ahead(h)}") for h in (1, 4, HORIZON, None)]
+    parts += [(known.filter(~single & (ahead == h)), "level", f"Sums over people, WAPE, {_weeks_ahead(h)}") for h in (1, 4, HORIZON)]
     return [text("**Every metric at every level**, with 95 % intervals: over people, or of portfolios drawn at random. WAPE: absolute errors over spending. MASE: error over that of \"as last week\" in the past. "
-                 "Pinball: of all five quantiles. Coverage: of the ranges."), *out]
+                 "Pinball: of all five quantiles. Coverage: of the ranges. Sums take expected amounts where a model has them; network and trees alone say middles, which are too low for sums."),
+            *(grid([{"model": m, **{r[by]: _said(r) for r in part.filter(pl.col("model") == m).iter_rows(named=True)}} for m in part["model"].unique(maintain_order=True)], caption=caption) for part, by, caption in parts)]
+
+
+def _weeks_ahead(h: int | None) -> str:
+    """Weeks ahead in words; None: four weeks together."""
+    return "four weeks together" if h is None else "next week" if h == 1 else f"{h} weeks ahead"
 
 
 def _champion(e: Evidence) -> list:
@@ -372,7 +378,7 @@ def _champion(e: Evidence) -> list:
     return [text("No version was serving when this one was trained: it is judged against plain rivals." if e.parent is None else
                  f"The champion `{e.parent}` could not be used any more (damaged, or made for other inputs), so nothing could be compared with it. A person must decide.")]
 
-# %% ../../nbs/forecast/dossier.ipynb #19c7a8e5
+# %% ../../nbs/forecast/dossier.ipynb #d1c249b1
 def _uncertainty(e: Evidence) -> Section:
     rows = e.coverage.filter(pl.col("by") != "weeks ahead")
     drawn = [picture(intervals([(f"{r['group']} ({r['people']:,}), {r['what']}", r["value"], r["low"], r["high"]) for r in rows.filter((pl.col("level") == level) & pl.col("by").is_in(["all", "activity", "segment"])).iter_rows(named=True)],
@@ -380,8 +386,8 @@ def _uncertainty(e: Evidence) -> Section:
     ahead = e.coverage.filter(pl.col("by") == "weeks ahead")
     series = {f"{level} %": ahead.filter(pl.col("level") == level)["value"].to_list() for level in (80, 95)}
     return Section("uncertainty", "", "Do ranges hold what they say, in every group and at every distance?", [
-        text("A range of 80 % should hold four of five outcomes, for people of every kind. Groups are by activity at the origin: *new* (under 8 weeks), *steady*, *varied*, *sparse* (nothing spent in a tenth of weeks or more) "
-             "and *rare* (in half or more)."), *drawn,
+        text("A range of 80 % should hold four of five outcomes, for people of every kind. Groups are by activity at the origin: **new** (under 8 weeks), **steady**, **varied**, **sparse** (nothing spent in a tenth of weeks or more) "
+             "and **rare** (in half or more)."), *drawn,
         picture(lines(list(range(1, HORIZON + 1)), series, alt="Coverage by weeks ahead", xlabel="weeks ahead", ylabel="share within the range"), "Coverage by weeks ahead"),
         grid(e.ranges, formats=dict.fromkeys(("everybody", *GROUPS), ".1%"), caption="What ranges of 80 % would have held without correction, with one for everybody, and as served"),
         text("Intervals of scores are over people: people are taken as independent, weeks of one person are not. What all share, such as a bad winter, no interval over people knows."),

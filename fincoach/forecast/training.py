@@ -274,7 +274,7 @@ def _carried(data: Data, fitted: Fitted, test: Backtest) -> Forecasts:
     month = track(monthly, _late(test.month), np.repeat(raw.month[..., None, :], MONTH, axis=-2), scale, groups, data.test)[1][..., -1, :]
     return Forecasts(SERVED, still.point, np.maximum(quantiles, floor[..., None, None]), np.maximum(month, MONTH * floor[..., None]), still.mean)
 
-# %% ../../nbs/forecast/training.ipynb #eb600c9a
+# %% ../../nbs/forecast/training.ipynb #924b2bfc
 def champion_model(artifact: Artifact | None) -> SpendingModel | None:
     """The model of a published version; None when its files cannot be used any more."""
     try:
@@ -285,14 +285,14 @@ def champion_model(artifact: Artifact | None) -> SpendingModel | None:
 
 @one_thread()
 def judged(data: Data, fitted: Fitted, before: Backtest, champion: SpendingModel | None = None) -> tuple[Backtest, dict[str, Forecasts]]:
-    """Everybody's forecasts at the origins that judge, what is served first; and the same with ranges that stand still. `before` is what was `rehearsed`."""
+    """Everybody's forecasts at the origins that judge, what is served first; and the same with ranges that stand still, and as the models say. `before` is what was `rehearsed`."""
     own = voices(fitted.judged, data, data.test[0])
     others = {RULES: lambda series, week: _said_by(RULES, rules_forecast(series)), **baselines()}
     if champion:
         others[CHAMPION] = lambda series, week: _said_by(CHAMPION, champion.forecast(series, data.echo[:, week]))
     test = backtest(_open_ended(data.series, len(data.series.mondays) - 1), own | others, data.test)
     found = replace(test, models={SERVED: _carried(data, fitted, test)} | {k: f for k, f in test.models.items() if k not in (SERVED, RAW)} | {BOOSTING: _boosted(data, before, test)})
-    return found, {STILL: test.models[SERVED]}
+    return found, {STILL: test.models[SERVED], RAW: test.models[RAW]}
 
 # %% ../../nbs/forecast/training.ipynb #67af504e
 def versus(test: Backtest, seed: int = 0) -> pl.DataFrame:
@@ -491,19 +491,18 @@ def sensitivity(data: Data, fitted: Fitted, before: Backtest, recipe: Recipe) ->
         against(change, rehearsed(data.take(people), fitted, other), before.take(people))
     return pl.DataFrame(rows)
 
-# %% ../../nbs/forecast/training.ipynb #69d5f0d0
+# %% ../../nbs/forecast/training.ipynb #e19c7ea6
 def other_ranges(data: Data, fitted: Fitted, test: Backtest, still: dict[str, Forecasts], seed: int = 0) -> pl.DataFrame:
     """Coverage of 80 % ranges by group of activity: as the models say, with one correction for everybody, and as served."""
-    groups, p = standing(data, data.test)[1], fitted.judged.parameters
-    none = lambda o: Offsets(o.groups, np.zeros_like(o.values), o.slope, o.cases)  # noqa: E731
-    pooled = lambda o: Offsets((), o.values[-1:], o.slope[-1:], o.cases[-1:])  # noqa: E731
-    models = {name: SpendingModel(replace(p, weekly=of(p.weekly), monthly=of(p.monthly)), fitted.judged.network, fitted.judged.trees) for name, of in
-              ((RAW, none), ("one correction for everybody", pooled))}
-    said = backtest(_open_ended(data.series, len(data.series.mondays) - 1), {k: voices(m, data, data.test[0])[SERVED] for k, m in models.items()}, data.test)
+    (scale, groups), raw, o = standing(data, data.test), still[RAW].quantiles, fitted.judged.parameters.weekly
+    everybody = Offsets((), o.values[-1:], o.slope[-1:], o.cases[-1:])
+    pooled = np.stack([shifted(everybody, raw[:, k], scale[:, k], groups[:, k]) for k in range(len(data.test))], 1)
+    lowest = test.models[SERVED].quantiles.min(axis=(2, 3), initial=0, where=np.isfinite(test.models[SERVED].quantiles))[..., None, None]
+    said = {RAW: np.maximum(raw, lowest), "one correction for everybody": np.maximum(pooled, lowest), STILL: still[STILL].quantiles, "by group, carried on (served)": test.models[SERVED].quantiles}
     rows = []
-    for name, f in (said.models | still | {"by group, carried on (served)": test.models[SERVED]}).items():
-        values = {g: _covered(test.y, f.quantiles, groups == g, seed)[80].value for g in sorted(set(groups.ravel().tolist()))}
-        rows.append({"ranges": name, "everybody": _covered(test.y, f.quantiles, np.ones(groups.shape, bool), seed)[80].value} | values)
+    for name, q in said.items():
+        values = {g: _covered(test.y, q, groups == g, seed)[80].value for g in sorted(set(groups.ravel().tolist()))}
+        rows.append({"ranges": name, "everybody": _covered(test.y, q, np.ones(groups.shape, bool), seed)[80].value} | values)
     return pl.DataFrame(rows)
 
 # %% ../../nbs/forecast/training.ipynb #6d9fedc6
