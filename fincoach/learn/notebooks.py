@@ -55,12 +55,12 @@ def check_parameters(name: str, parameters: dict):
         if not _is(value, known[key]["type"]):
             raise ParameterError(f"{key} = {value!r}: must be {known[key]['type']}. The parameters are {listed}")
 
-# %% ../../nbs/learn/notebooks.ipynb #4817d289
+# %% ../../nbs/learn/notebooks.ipynb #43da58a4
 class _Kernel(Engine):
     """Papermill's usual engine, telling headings as it goes."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, say=None, **kw):
+    def execute_managed_notebook(cls, nb_man, kernel_name, say=None, folder=".", **kw):
         """Execute the notebook in a kernel of its own."""
         start, told = nb_man.cell_start, iter(_headings(nb_man.nb.cells))
 
@@ -73,7 +73,7 @@ class _Kernel(Engine):
         nb_man.cell_start = cell_start
         paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-        PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=300, timeout=None,
+        PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=300, timeout=None, resources={"metadata": {"path": folder}},
                                 extra_arguments=["--log-level=40"]).execute(env=env)
 
 
@@ -86,7 +86,7 @@ def _headings(cells) -> Iterator[str | None]:
         first = cell.source.split("\n", 1)[0]
         yield first.lstrip("#").strip() if cell.cell_type == "markdown" and first.startswith("#") else None
 
-# %% ../../nbs/learn/notebooks.ipynb #33f9de5e
+# %% ../../nbs/learn/notebooks.ipynb #26ce00ce
 def run_notebook(name: str, parameters: dict, into: Path, say: Callable[[str], None] | None = None) -> str | None:
     """Execute retrain notebook `name` and write it to `into`; what failed (the traceback's last lines), or None.
 
@@ -99,7 +99,7 @@ def run_notebook(name: str, parameters: dict, into: Path, say: Callable[[str], N
     try:
         papermill.execute_notebook(
             str(notebook_path(name)), str(into), parameters, engine_name="fincoach", kernel_name="python3", say=say,
-            progress_bar=False, cwd=str(into.parent))
+            progress_bar=False, folder=str(into.parent))
     except PapermillExecutionError as e:
         return f"{e.ename}: {e.evalue}"
     except DeadKernelError:
