@@ -450,8 +450,8 @@ def _retrain(args, settings: Settings) -> Outcome:
     run = retrain_all(**given)
     return Outcome(run.to_dict(), run.summary(), int(bool(run.failed)))
 
-# %% ../nbs/cli.ipynb #36498b17
-_COMPILED = ("features.recurring", "features.behavior", "features.series", "features.goals", "serving.cashflow", "serving.forecast", "serving.trees")  # the slowest first
+# %% ../nbs/cli.ipynb #ce179d47
+_COMPILED = ("features.recurring", "data.population", "features.behavior", "features.series", "features.goals", "serving.cashflow", "serving.forecast", "serving.trees")  # the slowest first
 
 
 def _warm(args, settings: Settings) -> Outcome:

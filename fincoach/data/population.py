@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAITS', 'MIX', 'ZONES', 'CURRENCY', 'START', 'EPOCH', 'ACTIONS', 'STATE', 'FLOOR', 'Trait', 'trait_table',
-           'Calendar', 'logging_policy', 'transactions', 'Population', 'generate']
+           'Calendar', 'logging_policy', 'transactions', 'Population', 'generate', 'warm']
 
 # %% ../../nbs/data/population.ipynb #f8ac3c43
 import hashlib
@@ -875,7 +875,7 @@ def transactions(people: int, days: int, seed: int, start: date = START, chunk: 
         first_id += len(frame)
         yield frame
 
-# %% ../../nbs/data/population.ipynb #0910ac48
+# %% ../../nbs/data/population.ipynb #75ac2276
 @dataclass(frozen=True)
 class Population:
     """People made up from known truth. `frames` are tables as `fincoach.data.tables` has them; `truth` is:
@@ -896,7 +896,7 @@ class Population:
         rows, people = len(self.frames["transactions"]), len(self.frames["users"])
         return f"Population({people:,} people, {rows:,} transactions, {len(self.truth['changes']):,} changed segment)"
 
-# %% ../../nbs/data/population.ipynb #a4f6136b
+# %% ../../nbs/data/population.ipynb #be24b202
 def _dates(days: np.ndarray) -> pl.Series:
     """Days since 1970 as dates."""
     return pl.Series(np.asarray(days, np.int32)).cast(pl.Date)
@@ -960,7 +960,7 @@ def _goal_frames(plan: _Plan, contributions: np.ndarray) -> dict[str, pl.DataFra
     return {"financial_goals": goals, "goal_contributions": pl.DataFrame({
         "id": np.arange(1, len(goal) + 1), "goal_id": goal + 1, "contributed_at": _moments_utc(stamp), "amount_minor": cents})}
 
-# %% ../../nbs/data/population.ipynb #4598d3e7
+# %% ../../nbs/data/population.ipynb #cf0d04e4
 def generate(people: int, days: int, seed: int, start: date = START) -> Population:
     """A `Population` of `people` over `days` days from `start`. The same arguments give the same bytes.
 
@@ -980,3 +980,8 @@ def generate(people: int, days: int, seed: int, start: date = START) -> Populati
         "recommendation_history": history, "recommendation_feedback": feedback}
     made = pl.DataFrame({"people": [people], "days": [days], "seed": [seed], "start": [start]})
     return Population(frames, _truth_people(plan, responses) | _truth_money(plan) | {"made": made})
+
+# %% ../../nbs/data/population.ipynb #5c40da13
+def warm() -> None:
+    """Compile (once a machine) and load everything that making people up needs."""
+    generate(people=2, days=28, seed=0)
