@@ -149,12 +149,12 @@ def _aims(e: Evidence) -> list[Gate]:
         made.append(at_most("Above the floor", e.floor.over.value, 0.1, "next week's error over that of somebody who knows all but chance, of made-up people", interval=e.floor.over.interval, blocking=False, spec="+.1%"))
     return made
 
-# %% ../../nbs/forecast/dossier.ipynb #bda3bb4d
+# %% ../../nbs/forecast/dossier.ipynb #06328e84
 def judge(e: Evidence) -> Verdict:
     """Promote when every blocking gate holds; the headline says what was found, or what was missing."""
     mean, month = e.against(MEAN, "next week"), e.against(MEAN, "four weeks together")
     people = ", on made-up people" if e.floor else ""
-    return decide(gates(e), promote=f"Promote: next week's error is {_percent(-mean['value'], 1)} below that of the 12-week mean, that of four weeks together {_percent(-month['value'], 1)}{people}, and ranges hold in every group.",
+    return decide(gates(e), promote=f"Promote: next week's error is {_percent(-mean['value'], 1)} below that of the 12-week mean, that of four weeks together {_percent(-month['value'], 1)}{people}, and ranges hold in every group by activity.",
                   hold="Hold back: {failed}. What is serving stays.")
 
 # %% ../../nbs/forecast/dossier.ipynb #1eaed15f
