@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEAST_WEEKS', 'SpendingConfig', 'Batch', 'SequenceDataLoader', 'LSTMSpendingModel', 'train_network', 'to_onnx',
-           'Cases', 'cases_of', 'Boosted', 'train_trees', 'as_trees', 'SpendingPredictor', 'as_rivals',
-           'PredictionEvaluator', 'ForecastGenerator']
+           'Cases', 'cases_of', 'Boosted', 'train_trees', 'as_trees', 'Parts', 'learn', 'choose', 'SpendingPredictor',
+           'as_rivals', 'PredictionEvaluator', 'ForecastGenerator']
 
 # %% ../../nbs/forecast/spending.ipynb #19ff4f80
 import io
@@ -461,7 +461,7 @@ class _Trial(NamedTuple):
     y_month: np.ndarray  # (n, O)
 
 
-def _trial(model: "_Parts", series: WeeklySeries, echoes, origins, grouped_by: str, segment_ids) -> _Trial:
+def _trial(model: "Parts", series: WeeklySeries, echoes, origins, grouped_by: str, segment_ids) -> _Trial:
     said, w = [], len(series.mondays)
     for t in origins:
         seen = series.until(t)
@@ -469,7 +469,8 @@ def _trial(model: "_Parts", series: WeeklySeries, echoes, origins, grouped_by: s
         p = _past_of(seen, HORIZON)
         known = (p.live.sum(1) >= 4)[:, None]
         y = np.where(known & (t + 1 + np.arange(HORIZON) < w), np.pad(series.total[:, t + 1 : t + 1 + HORIZON], ((0, 0), (0, max(t + 1 + HORIZON - w, 0)))), np.nan)
-        said.append((*o.votes(), o.weekly, o.month, o.mean, o.scale, groups_of(grouped_by, p.y, p.begins, segment_ids), y, y[:, :MONTH].sum(1)))
+        placed = segment_ids if np.ndim(segment_ids) < 2 else np.asarray(segment_ids)[:, t]  # (n,), or (n, W) by week
+        said.append((*o.votes(), o.weekly, o.month, o.mean, o.scale, groups_of(grouped_by, p.y, p.begins, placed), y, y[:, :MONTH].sum(1)))
     return _Trial(*(np.stack(column, 1) for column in zip(*said, strict=True)))
 
 # %% ../../nbs/forecast/spending.ipynb #f7704b19
@@ -514,7 +515,7 @@ def _best_shares(series: WeeklySeries, origins, people: int = 300, seed: int = 0
     return {"half_life": half_life, "even": even}
 
 # %% ../../nbs/forecast/spending.ipynb #1f8ee940
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     """A trained network and trees, as trained and as served."""
 
     net: LSTMSpendingModel
@@ -527,14 +528,15 @@ class _Parts(NamedTuple):
         return SpendingModel.opinions(self, series, echo)
 
 
-def _learned(series: WeeklySeries, echoes, config: SpendingConfig) -> _Parts:
+def learn(series: WeeklySeries, echoes, config: SpendingConfig) -> Parts:
+    """Network and trees that know a whole series."""
     loader = SequenceDataLoader(series, echoes, config.batch, config.origins, config.seed)
     net, losses = train_network([loader], config)
     boosted = train_trees(cases_of(series, echoes, config.seed), config)
-    return _Parts(net, boosted, SequenceNetwork(to_onnx(net)), as_trees(boosted), losses)
+    return Parts(net, boosted, SequenceNetwork(to_onnx(net)), as_trees(boosted), losses)
 
 
-def _chosen(early: _Parts, series, echoes, back: int, config, grouped_by, segment_ids) -> dict:
+def choose(early: Parts, series, echoes, back: int, config, grouped_by, segment_ids) -> dict:
     """The fields of `SpendingParameters` that were measured on the last `back` weeks."""
     w = len(series.mondays)
     origins = range(w - 1 - back, w - 1)
@@ -557,8 +559,8 @@ class SpendingPredictor:
 
     config: SpendingConfig
     model: SpendingModel
-    parts: _Parts
-    early: _Parts  # the one that was asked about weeks it had not seen
+    parts: Parts
+    early: Parts  # the one that was asked about weeks it had not seen
 
     @classmethod
     def fit(cls, series: WeeklySeries, echoes, config: SpendingConfig = SpendingConfig(), version: str = "untold", grouped_by: str = "activity", segment_ids=None) -> "SpendingPredictor":
@@ -570,9 +572,9 @@ class SpendingPredictor:
         if w < LEAST_WEEKS:
             raise ValueError(f"{w} weeks are too few to learn from and to test on: {LEAST_WEEKS} are needed")
         back = min(HORIZON, w // 4)
-        early = _learned(series.until(w - 1 - back), echoes[:, : w - back], config)
-        chosen = _chosen(early, series, echoes, back, config, grouped_by, segment_ids)
-        parts = _learned(series, echoes, config)
+        early = learn(series.until(w - 1 - back), echoes[:, : w - back], config)
+        chosen = choose(early, series, echoes, back, config, grouped_by, segment_ids)
+        parts = learn(series, echoes, config)
         as_of = date.fromordinal(int(series.mondays[-1]) + 6 + 719_163)
         parameters = SpendingParameters(version, as_of, len(series), tuple(map(int, series.categories)), grouped_by, **chosen)
         return cls(config, SpendingModel(parameters, parts.network, parts.trees), parts, early)

@@ -42,10 +42,7 @@ from ..features.behavior import extract
 from ..features.ledger import Ledgers
 from ..features.series import WeeklySeries, echo, weekly_series
 from .dossier import CHAMPION, RULES, SERVED, Evidence, files_of, manifest, write_report
-from .spending import SpendingConfig, SpendingPredictor
-from .spending import _chosen as choose
-from .spending import _learned as learn
-from .spending import _Parts as Parts
+from .spending import Parts, SpendingConfig, SpendingPredictor, choose, learn
 from ..serving.artifacts import Artifact, ArtifactError
 from fincoach.serving.forecast import (
     HISTORY,

@@ -33,7 +33,7 @@ from fincoach.serving.inputs import (
     window,
 )
 from .network import OPERATORS, NetworkError, _notes, _session, check_graph
-from .offsets import Offsets, offsets_from_dict, offsets_to_dict, shifted
+from .offsets import AND, Offsets, offsets_from_dict, offsets_to_dict, shifted
 from .trees import Trees
 from ..show import Card, Html, facts, html, join, table
 
@@ -406,7 +406,7 @@ class SpendingParameters:
 
     `weights` (H, 3) and `month_weights` (3,) say how much each of `VOICES` counts; `expected` (H, 3) make the expected amount of the point,
     the twelve-week mean and the scale; `shares` hold half_life (weeks) and even; `weekly` and `monthly` widen the ranges by group, which is of
-    'activity' or of 'segment' as `grouped_by` says; `inputs` are the names of what the models read.
+    'activity', of 'segment' or of 'both' as `grouped_by` says; `inputs` are the names of what the models read.
     """
 
     version: str
@@ -430,7 +430,7 @@ class SpendingParameters:
         _need(isinstance(self.as_of, date), f"as_of = {self.as_of!r}: must be a date")
         _need(type(self.people) is int and self.people > 0, f"people = {self.people!r}: must be a whole number from 1")
         _need(self.format == FORMAT, f"format = {self.format!r}: this FinCoach writes {FORMAT}")
-        _need(self.grouped_by in ("activity", "segment"), f"grouped_by = {self.grouped_by!r}: must be 'activity' or 'segment'")
+        _need(self.grouped_by in ("activity", "segment", "both"), f"grouped_by = {self.grouped_by!r}: must be 'activity', 'segment' or 'both'")
         _need(isinstance(self.segmentation, str), "segmentation must be a text")
         keep("categories", _whole(self.categories, "categories"))
         keep("weights", _grid(self.weights, "weights", HORIZON, len(VOICES), 0.0))
@@ -542,10 +542,15 @@ def combined(parameters: SpendingParameters, o: Opinions, series, segment_ids=No
 
 
 def groups_of(grouped_by: str, y, begins, segment_ids=None) -> np.ndarray:
-    """The groups' names (n,): of activity, or of segments ('unknown' without them)."""
+    """The groups' names (n,): of activity, of segments ('unknown' without them, or below 0), or of both ('steady & segment 3'; 'steady' without a segment)."""
     if grouped_by == "activity":
         return activity(y, begins)
-    return np.full(len(y), "unknown") if segment_ids is None else np.char.add("segment ", np.asarray(segment_ids).astype(str))
+    known = np.zeros(len(y), bool) if segment_ids is None else np.asarray(segment_ids) >= 0
+    named = np.char.add("segment ", np.zeros(len(y), int).astype(str) if segment_ids is None else np.asarray(segment_ids).astype(str))
+    if grouped_by == "segment":
+        return np.where(known, named, "unknown")
+    alone = activity(y, begins)
+    return np.where(known, np.char.add(np.char.add(alone, AND), named), alone)
 
 # %% ../../nbs/serving/forecast.ipynb #b2052f6f
 def _newest(echo, n: int) -> np.ndarray:
