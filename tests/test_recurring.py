@@ -16,6 +16,8 @@ from fincoach.features.recurring import (
     detect_spending_cycles,
     due_weeks,
     dues,
+    dues_ahead,
+    known_dues,
     person_streams,
     read_streams,
 )
@@ -530,3 +532,80 @@ def test_a_database_gives_the_same(tmp_path):
     with pytest.raises(DatabaseError, match="nobody with the id 7"):
         read_streams(engine, 7, date(2025, 6, 20))
     engine.dispose()
+
+
+def mondays_to(last, n):
+    """The day numbers of the last `n` Mondays up to a date that is one."""
+    return (last - date(1970, 1, 1)).days - 7 * np.arange(n - 1, -1, -1)
+
+
+@pytest.fixture(scope="module")
+def dozen():
+    """Twelve made-up people, 420 days."""
+    from fincoach.data.population import generate
+
+    return generate(12, 420, seed=31).frames
+
+
+def test_known_dues_of_rent_and_of_what_has_ended():
+    """Rent on the 3rd is known for the week of each 3rd, and no other; a loan that ended is forgotten when that is seen; what was unknown then stays 0."""
+    rows = monthly(3, -70_000, "Housing", (2024, 6), 17) + [(2, *r[1:]) for r in monthly(3, -50_000, "Loan", (2024, 6), 12)]
+    f, mondays = frames(rows), mondays_to(date(2025, 10, 27), 74)
+    f["transactions"] = f["transactions"].with_columns(category_id=pl.lit(5, pl.Int64))
+    known = known_dues(f, mondays, horizon=6, every=1)
+    assert known.shape == (2, 74, 6)
+    assert (known[:, :4] == 0).all(), "one payment is no stream"
+    for w, h in np.ndindex(60, 6):
+        days = [date(1970, 1, 1) + timedelta(days=int(mondays[w + 10] + 7 * (h + 1) + k)) for k in range(7)]
+        holds = any(d.day == 3 for d in days)
+        assert (known[0, w + 10, h] > 350) == holds, (w, h, known[0, w + 10, h])
+    assert known[1, 50].max() > 350
+    assert (known[1, -12:] == 0).all()
+
+
+def test_known_dues_know_nothing_from_later(dozen):
+    """Rows after a week's Sunday may change at will; and each week is as if streams had been found on the Sunday that it uses."""
+    mondays, every = mondays_to(date(2025, 1, 27), 20), 6
+    known = known_dues(dozen, mondays, every=every)
+    rng = np.random.default_rng(1)
+    for w in (19, 12, 7, 3):
+        sunday = date(1970, 1, 1) + timedelta(days=int(mondays[w]) + 6)
+        local = pl.col("occurred_at") < datetime(sunday.year, sunday.month, sunday.day, 10, tzinfo=UTC) + timedelta(days=1, hours=16)
+        altered = dozen["transactions"].with_columns(amount_minor=pl.when(local).then("amount_minor").otherwise(pl.Series(rng.integers(-9_000, -1, len(dozen["transactions"])))))
+        again = known_dues(dozen | {"transactions": altered}, mondays, every=every)
+        assert (again[:, :w + 1] == known[:, :w + 1]).all(), w
+    newest = date(1970, 1, 1) + timedelta(days=int(mondays[13]) + 6)  # six weeks before the newest
+    fresh = dues_ahead(detect_spending_cycles(dozen, newest), dozen["users"]["id"], weeks=6)
+    assert (known[:, 13:19] == fresh).all()
+    assert (known[:, 13:19].sum((0, 2)) > 0).all()
+
+
+def test_one_persons_known_dues_are_the_same_bit_by_bit(dozen):
+    """From streams of one person's arrays; by category; and the categories add up."""
+    mondays, ids = mondays_to(date(2025, 1, 27), 3), dozen["categories"].filter(pl.col("kind").is_in(["essential", "discretionary", "debt", "fee"]))["id"].to_list()
+    known, parts = known_dues(dozen, mondays), known_dues(dozen, mondays, categories=ids)
+    assert parts.shape == (12, 3, 12, len(ids))
+    assert np.allclose(parts.sum(-1), known)
+    sunday = date(2025, 2, 2)
+    for i, user in enumerate(dozen["users"]["id"].to_list()):
+        alone = person_streams(payments(dozen, user), sunday)
+        assert (dues_ahead(alone, [user])[0, 0] == known[i, -1]).all()
+        assert (dues_ahead(alone, [user], categories=ids)[0, 0] == parts[i, -1]).all()
+    assert (known_dues(dozen, mondays, user_ids=[5, 3]) == known[[2, 4]]).all()
+    for wrong in (mondays + 1, mondays[::-1], mondays[[0, 2]]):
+        with pytest.raises(ValueError, match="Mondays"):
+            known_dues(dozen, wrong)
+    with pytest.raises(ValueError, match="Saturday"):
+        dues_ahead(detect_spending_cycles(dozen, date(2025, 2, 1)), [1])
+    assert known_dues(dozen, mondays[:0]).shape == (12, 0, 12)
+
+
+def test_known_dues_in_other_currencies_are_left_out():
+    """A rent in francs is not spending in euros."""
+    f = frames(monthly(3, -70_000, "Housing", (2025, 1), 9))
+    f["users"] = f["users"].with_columns(currency=pl.lit("EUR"))
+    f["transactions"] = f["transactions"].with_columns(category_id=pl.lit(5, pl.Int64))
+    mondays = mondays_to(date(2025, 9, 22), 1)
+    assert known_dues(f, mondays).sum() > 0
+    f["transactions"] = f["transactions"].with_columns(currency=pl.lit("CHF"))
+    assert known_dues(f, mondays).sum() == 0

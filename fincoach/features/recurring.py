@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RHYTHMS', 'Rhythm', 'PersonPayments', 'RecurringStreams', 'detect_spending_cycles', 'payments_of', 'read_streams',
-           'person_streams', 'dues', 'due_weeks', 'warm']
+           'person_streams', 'dues', 'due_weeks', 'dues_ahead', 'known_dues', 'warm']
 
-# %% ../../nbs/features/recurring.ipynb #f693883e
+# %% ../../nbs/features/recurring.ipynb #a1771f21
 import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
@@ -18,7 +18,19 @@ import polars as pl
 import sqlalchemy as sa
 
 from ..data.database import DatabaseError, explained, reading
-from ..data.tables import CATEGORIES, Transaction, User, decimals, to_micros
+from fincoach.data.tables import (
+    CATEGORIES,
+    DEBT,
+    DISCRETIONARY,
+    ESSENTIAL,
+    FEE,
+    KINDS,
+    CategoryRow,
+    Transaction,
+    User,
+    decimals,
+    to_micros,
+)
 from .ledger import clocks, compiled, day_number, in_blocks, localise, unit_of
 from ..show import Card, Html, badge, facts, join, plain, table
 
@@ -620,15 +632,17 @@ def _key(name: pl.Expr) -> pl.Expr:
     words = words.str.replace_all(r"\s+", " ").str.strip_chars()
     return pl.when(words.str.len_chars() > 1).then(words).otherwise(name)
 
-# %% ../../nbs/features/recurring.ipynb #b49c21ae
+# %% ../../nbs/features/recurring.ipynb #437e8bfd
 _NEEDED = ("id", "user_id", "occurred_at", "amount_minor", "currency", "category_id", "merchant", "account")
 
 
-def _frames_of(source, user_ids) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(users, transactions) of a `Source`, frames or engine, only those of `user_ids` if these are given."""
+def _frames_of(source, user_ids, of_user=("id", "timezone")) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(users, transactions) of a `Source`, frames, a snapshot or an engine, only those of `user_ids` if these are given."""
     frames, engine = getattr(source, "frames", source), getattr(source, "engine", None)
     if isinstance(frames, sa.Engine) or frames is None:
-        return _read_engine(frames if engine is None else engine, user_ids)
+        return _read_engine(frames if engine is None else engine, user_ids, of_user)
+    if hasattr(frames, "scan"):
+        frames = {name: frames.scan(name) for name in ("users", "transactions")}
     for name in ("users", "transactions"):
         if frames.get(name) is None:
             raise ValueError(f"there is no table {name!r}: recurring streams are found in users and transactions")
@@ -639,12 +653,14 @@ def _frames_of(source, user_ids) -> tuple[pl.DataFrame, pl.DataFrame]:
     if user_ids is not None:
         users, rows = users.filter(pl.col("id").is_in(list(user_ids))), rows.filter(pl.col("user_id").is_in(list(user_ids)))
     names = [*_NEEDED, *(["text"] if "text" in have else [])]
-    return users.select("id", "timezone").collect(), rows.select(pl.col(n) if n in have else pl.lit(None).alias(n) for n in names).collect()
+    told = users.collect_schema()
+    return (users.select(pl.lit(None, pl.String).alias(n) if n == "currency" and n not in told else pl.col(n) for n in of_user).collect(),
+            rows.select(pl.col(n) if n in have else pl.lit(None).alias(n) for n in names).collect())
 
 
-def _read_engine(engine: sa.Engine, user_ids) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _read_engine(engine: sa.Engine, user_ids, of_user) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(users, transactions) of a database."""
-    users = sa.select(User.id, User.timezone)
+    users = sa.select(*(getattr(User, n) for n in of_user))
     rows = sa.select(*(getattr(Transaction, n) for n in _NEEDED))
     if user_ids is not None:
         users, rows = users.where(User.id.in_(list(user_ids))), rows.where(Transaction.user_id.in_(list(user_ids)))
@@ -652,7 +668,7 @@ def _read_engine(engine: sa.Engine, user_ids) -> tuple[pl.DataFrame, pl.DataFram
               "category_id": pl.Int64, "merchant": pl.String, "account": pl.String}
     with engine.connect() as connection:
         found = [tuple(r) for r in connection.execute(users)], [tuple(r) for r in connection.execute(rows)]
-    return (pl.DataFrame(found[0], {"id": pl.Int64, "timezone": pl.String}, orient="row"), pl.DataFrame(found[1], schema, orient="row"))
+    return (pl.DataFrame(found[0], {n: pl.Int64 if n == "id" else pl.String for n in of_user}, orient="row"), pl.DataFrame(found[1], schema, orient="row"))
 
 # %% ../../nbs/features/recurring.ipynb #874bea17
 def _local_rows(users: pl.DataFrame, rows: pl.DataFrame, as_of: date) -> pl.DataFrame:
@@ -1047,11 +1063,11 @@ def _plaid(found: RecurringStreams, user_id: int | None) -> dict:
     return {"inflow_streams": told["in"], "outflow_streams": told["out"], "updated_datetime": f"{found.as_of.isoformat()}T00:00:00Z",
             "personal_finance_category_version": "v1", "request_id": request}
 
-# %% ../../nbs/features/recurring.ipynb #4ead775a
+# %% ../../nbs/features/recurring.ipynb #3a5b05fb
 def detect_spending_cycles(source, as_of: date, user_ids=None) -> RecurringStreams:
     """The recurring streams in transactions up to the end of the local day `as_of`, in and out: see `RecurringStreams`.
 
-    `source` is a `Source`, frames by table name (`users` and `transactions` are needed) or an engine; `user_ids` picks people. Where rows have a
+    `source` is a `Source`, frames by table name (`users` and `transactions` are needed), a snapshot or an engine; `user_ids` picks people. Where rows have a
     `text` and no merchant, the text names them. A missing table or column, a transaction of nobody or an unknown zone is a `ValueError`.
     """
     if isinstance(as_of, datetime) or not isinstance(as_of, date):
@@ -1169,21 +1185,27 @@ def dues(streams: RecurringStreams, first: date, last: date) -> pl.DataFrame:
 
 _DUE = ("user_id", "stream_id", "direction", "merchant", "category_id", "currency", "day", "low_day", "high_day", "amount_minor", "low_minor", "high_minor", "confidence")
 
-# %% ../../nbs/features/recurring.ipynb #e5ec6ee3
+# %% ../../nbs/features/recurring.ipynb #08c5e42e
 def due_weeks(due: pl.DataFrame, user_ids, mondays, categories) -> np.ndarray:
     """(people, weeks, categories) float64: spending that is known to fall due, in major units, times the chance that it comes.
 
     `due` are rows of `dues`; `mondays` are day numbers after 1970 of the Mondays of weeks, ascending; `categories` are category ids.
     """
+    return _summed(due, user_ids, mondays, categories, range(len(categories)), len(categories))
+
+
+def _summed(due: pl.DataFrame, user_ids, mondays, categories, column, columns: int) -> np.ndarray:
+    """`due_weeks` with category number `i` added to column `column[i]` of `columns`."""
     user_ids, mondays, categories = (np.asarray(x, np.int64) for x in (user_ids, mondays, categories))
-    week = np.searchsorted(mondays, due["day"].to_physical().to_numpy(), side="right") - 1
-    inside = (week >= 0) & (due["day"].to_physical().to_numpy() < mondays[week] + 7) if len(mondays) else np.zeros(len(due), bool)
+    day = due["day"].to_physical().to_numpy()
+    week = np.searchsorted(mondays, day, side="right") - 1
+    inside = (week >= 0) & (day < mondays[week] + 7) if len(mondays) else np.zeros(len(due), bool)
     person, mine = _place(user_ids, due["user_id"].to_numpy())
     category, known = _place(categories, due["category_id"].fill_null(-1).to_numpy())
     units = {c: unit_of(c) for c in due["currency"].unique()}
     money = -due["amount_minor"].to_numpy() * due["confidence"].to_numpy() * np.array([units[c] for c in due["currency"]], float)
-    total, keep = np.zeros((len(user_ids), len(mondays), len(categories))), inside & mine & known
-    np.add.at(total, (person[keep], week[keep], category[keep]), money[keep])
+    total, keep = np.zeros((len(user_ids), len(mondays), columns)), inside & mine & known
+    np.add.at(total, (person[keep], week[keep], np.asarray(column, np.int64)[category[keep]]), money[keep])
     return total
 
 
@@ -1194,6 +1216,85 @@ def _place(among: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     order = np.argsort(among, kind="stable")
     at = order[np.searchsorted(among[order], values).clip(max=len(among) - 1)]
     return at, among[at] == values
+
+# %% ../../nbs/features/recurring.ipynb #18a29dca
+_SPENDS = (ESSENTIAL, DISCRETIONARY, DEBT, FEE)
+
+
+def _until(rows: _Payments, today: int) -> _Payments:
+    """The payments up to a day."""
+    keep = rows.day <= today
+    counts = np.add.reduceat(keep.astype(np.int64), rows.offsets[:-1]) if len(rows.offsets) > 1 else np.empty(0, np.int64)
+    some = np.flatnonzero(counts)
+    arrays = (getattr(rows, name)[keep] for name in ("day", "amount", "category", "id", "at", "of"))
+    return _Payments(rows.groups[some], np.concatenate([[0], np.cumsum(counts[some])]), *arrays, rows.name.filter(keep))
+
+# %% ../../nbs/features/recurring.ipynb #f4a58590
+def dues_ahead(streams: RecurringStreams, user_ids, horizon: int = 12, categories=None, weeks: int = 1, currencies: dict | None = None) -> np.ndarray:
+    """(people, weeks, horizon) float64: spending known to fall due in the `horizon` weeks after each of `weeks` Sundays, `streams.as_of` the first.
+
+    In major units, times the chance that it comes; refunds count against it. `categories` (ids) adds an axis of categories; None takes all that are
+    spending in `CATEGORIES` together, a set of ids those together. `currencies` by user id leaves what is in others out. A `ValueError` if `as_of` is no Sunday.
+    """
+    if streams.as_of.weekday() != 6:
+        raise ValueError(f"{streams.as_of} is a {streams.as_of:%A}: what falls due by weeks is known on Sundays")
+    together = categories is None or isinstance(categories, (set, frozenset))
+    ids = sorted((c.id for c in CATEGORIES if c.kind in _SPENDS) if categories is None else categories) if together else categories
+    reach = weeks - 1 + horizon
+    mondays = day_number(streams.as_of) + 1 + 7 * np.arange(reach)
+    due = dues(streams, streams.as_of + timedelta(days=1), streams.as_of + timedelta(days=7 * reach))
+    if currencies is not None:
+        due = due.filter(pl.col("currency") == pl.col("user_id").replace_strict(currencies, return_dtype=pl.String, default=None))
+    grid = _summed(due, user_ids, mondays, ids, np.zeros(len(ids), int) if together else np.arange(len(ids)), 1 if together else len(ids))
+    ahead = grid[:, np.arange(weeks)[:, None] + np.arange(horizon)]
+    return ahead[..., 0] if together else ahead
+
+# %% ../../nbs/features/recurring.ipynb #c63834c4
+def known_dues(source, mondays, horizon: int = 12, every: int = 13, categories=None, user_ids=None) -> np.ndarray:
+    """(people, weeks, horizon) float64: for each week, the spending that was then known to fall due in each of the `horizon` weeks after it.
+
+    People ascend by id; `mondays` are the weeks' day numbers, ascending, seven apart (such as `WeeklySeries.mondays`). Streams are found on the Sunday of
+    each `every`th week, counted back from the newest. In major units of each person's currency, times the chance that it comes. `categories` and `user_ids`
+    as in `dues_ahead` and `detect_spending_cycles`; None takes all spending of the source together. Rows after a week's Sunday have no influence on it.
+    """
+    mondays = np.asarray(mondays, np.int64)
+    if len(mondays) and ((np.diff(mondays) != 7).any() or (mondays[0] + 3) % 7):
+        raise ValueError("mondays must be the day numbers of Mondays, ascending, seven apart")
+    users, rows, currencies, categories = _all_of(source, user_ids, categories)
+    shape = (len(users), len(mondays), horizon, *(() if isinstance(categories, frozenset) else (len(categories),)))
+    out = np.zeros(shape)
+    if not len(mondays) or not len(users):
+        return out
+    last, ids = date.fromordinal(int(mondays[-1]) + 6 + 719_163), users["id"].to_numpy()
+    payments = _grouped(_local_rows(users, rows, last))
+    for newest in range(len(mondays) - 1, -every, -every):
+        sunday = int(mondays[-1]) + 6 - 7 * (len(mondays) - 1 - newest)
+        streams = _streams_in(_until(payments, sunday), date.fromordinal(sunday + 719_163))
+        weeks = min(every, len(mondays) - newest)
+        ahead = dues_ahead(streams, ids, horizon, categories, weeks, currencies)
+        out[:, max(newest, 0):newest + weeks] = ahead[:, max(-newest, 0):]
+    return out
+
+
+def _all_of(source, user_ids, categories) -> tuple:
+    """(users by id, transactions, the currency of each user or None, categories) of a source."""
+    users, rows = _frames_of(source, user_ids, ("id", "timezone", "currency"))
+    currencies = dict(users.select("id", "currency").iter_rows()) if users["currency"].null_count() == 0 else None
+    if categories is None:
+        categories = frozenset(c for c, kind in _categories_of(source) if KINDS.index(kind) in _SPENDS)
+    return users.sort("id"), rows, currencies, categories
+
+
+def _categories_of(source) -> list[tuple]:
+    """(id, kind) of the categories of a source; `CATEGORIES` if it has no table of them."""
+    frames, engine = getattr(source, "frames", source), getattr(source, "engine", None)
+    if isinstance(frames, sa.Engine) or frames is None:
+        with (frames if engine is None else engine).connect() as connection:
+            return [tuple(r) for r in connection.execute(sa.select(CategoryRow.id, CategoryRow.kind))]
+    table = frames.scan("categories") if hasattr(frames, "scan") else frames.get("categories")
+    if table is None:
+        return [(c.id, KINDS[c.kind]) for c in CATEGORIES]
+    return table.lazy().select("id", "kind").collect().rows()
 
 # %% ../../nbs/features/recurring.ipynb #67d8aac5
 def warm() -> None:
