@@ -13,14 +13,17 @@ import sqlalchemy as sa
 from fincoach.data.database import DatabaseError, connect, load, upgrade, writing
 from fincoach.data.population import generate
 from fincoach.data.tables import CATEGORY_ID, TABLES
+from fincoach.features.behavior import extract
 from fincoach.features.ledger import Ledgers
 from fincoach.features.series import weekly_series
 from fincoach.serving import spending as module
 from fincoach.serving.actions import objections
 from fincoach.serving.artifacts import promote, publish
-from fincoach.serving.forecast import _SHAPES, HORIZON, TREES, SpendingParameters
+from fincoach.serving.forecast import _SHAPES, GROUPS, HORIZON, TREES, SpendingParameters
+from fincoach.serving.inference import Cluster, FeatureScaling, SegmentationParameters
 from fincoach.serving.inputs import AHEAD, BY_MONTH, BY_WEEK, WEEK
-from fincoach.serving.offsets import Offsets
+from fincoach.serving.offsets import AND, Offsets
+from fincoach.serving.policy import Places
 from fincoach.serving.segmentation import ServiceError
 from fincoach.serving.spending import ALERT_RULES, MOST_ALERTS, SpendingPredictionService
 from fincoach.serving.trees import Trees
@@ -374,6 +377,76 @@ def test_a_new_model_answers_at_once(tmp_path, world):
     fresh = service.predict_weekly_spending(10, DAY, NOW)
     assert not fresh.cached
     assert fresh.model_version == "2025-01-05-made"
+
+
+# --- ranges by segment ---------------------------------------------------------------------------------------------
+
+
+def two_segments(version: str = "2024-12-01-halves") -> SegmentationParameters:
+    """Two segments, of those who spend less and more than 250 a week."""
+    scaling = (FeatureScaling("spending_weekly", "log", 5.5, math.log1p(250), 1.0, 9.0),)
+    return SegmentationParameters(version, date(2024, 12, 1), scaling, (Cluster(0, "less", 0.5, 1.0, (-1.0,)), Cluster(3, "more", 0.5, 1.0, (1.0,))), 1.0, 0.1)
+
+
+def by_both(groups: dict[str, float], weeks: int) -> Offsets:
+    """Offsets that move the highest end of each group by so many scales."""
+    values = np.zeros((len(groups) + 1, weeks, 5))
+    values[:-1, :, 4] = np.array(list(groups.values()))[:, None]
+    return Offsets(tuple(groups), values, np.ones_like(values), np.ones((len(groups) + 1, weeks)))
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory, world):
+    """A service whose ranges reach 20 scales further for segment 3, and 7 for 'varied' people of no segment that is known."""
+    crossed = {f"{a}{AND}segment 3": 20.0 for a in GROUPS} | {"varied": 7.0}
+    made = files(grouped_by="both", segmentation="2024-12-01-halves", weekly=by_both(crossed, HORIZON), monthly=by_both(crossed, 1))
+    folder = published(tmp_path_factory.mktemp("segmented"), made | {"segmentation.json": two_segments().to_json().encode()})
+    return SpendingPredictionService(world.engine, folder)
+
+
+def test_ranges_go_by_the_segment_that_serving_finds_by_itself(segmented, model, world):
+    assert segmented.status.method == "model"
+    place = Places(two_segments())(extract(Ledgers.of(world.frames), SUNDAY))
+    assert {0, 3} == set(place.tolist())
+    plain, found = model.forecast_all(DAY), segmented.forecast_all(DAY)
+    known = found.made_by != "unknown"
+    wider = (found.quantiles - plain.quantiles)[:, 0, 4] / plain.quantiles[:, 0, 2]
+    assert (wider[known & (place == 3)] > 10).all()
+    assert ((wider > 1) == ((place == 3) | np.char.startswith(found.group, "varied")))[known].all()
+    assert all(g.endswith(f"segment {s}") for g, s in zip(found.group[known].tolist(), place[known].tolist(), strict=True))
+    for i in range(0, PEOPLE, 13):
+        alone = segmented.predict_weekly_spending(i + 1, DAY)
+        assert alone.forecast.group == found.group[i]
+        assert np.allclose(alone.forecast.month, found.month[i], rtol=1e-5, equal_nan=True)
+
+
+def test_nothing_after_the_last_sunday_moves_anybody_to_another_segment(segmented):
+    for user in range(1, 9):
+        assert segmented.predict_weekly_spending(user, DAY).forecast.weeks == segmented.predict_weekly_spending(user, SUNDAY).forecast.weeks
+
+
+@pytest.mark.parametrize(("change", "says"), [({}, "missing"), ({"segmentation.json": b"{}"}, "cannot be used"), ({"segmentation.json": two_segments("2024-12-08-other").to_json().encode()}, "not of 2024-12-08-other")])
+def test_without_the_right_segments_the_rule_answers_and_says_why(tmp_path, world, change, says):
+    made = files(grouped_by="both", segmentation="2024-12-01-halves") | change
+    service = SpendingPredictionService(world.engine, published(tmp_path, made))
+    assert service.status.method == "rules"
+    assert says in service.status.why_rules
+
+
+def test_a_model_learned_without_segments_needs_none(tmp_path, world):
+    service = SpendingPredictionService(world.engine, published(tmp_path, files(grouped_by="both")))
+    assert service.status.method == "model"
+    assert set(service.forecast_all(DAY).group.tolist()) <= set(GROUPS)
+
+
+def test_a_given_version_answers_in_the_champions_place(tmp_path, world):
+    folder = published(published(tmp_path / "a", files(), "2024-12-22-older"), files(month_weights=(0.0, 0.0, 1.0)))
+    older, serving = SpendingPredictionService(world.engine, folder, "2024-12-22-older"), SpendingPredictionService(world.engine, folder)
+    assert (older.status.version, serving.status.version) == ("2024-12-22-older", "2024-12-29-made")
+    assert older.predict_weekly_spending(8, DAY).forecast.month != serving.predict_weekly_spending(8, DAY).forecast.month
+    older.load_prediction_models()
+    assert older.status.version == "2024-12-22-older"
+    assert SpendingPredictionService(world.engine, folder, "2020-01-01-none").status.method == "rules"
 
 
 # --- a model that cannot be trusted --------------------------------------------------------------------------------

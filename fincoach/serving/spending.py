@@ -6,13 +6,12 @@
 __all__ = ['SPENDING_KINDS', 'SLACK', 'LEVELS_OF_RISK', 'ALERT_RULES', 'MOST_ALERTS', 'KnownPayment', 'SpendingPrediction',
            'CategoryRisk', 'BudgetRisk', 'AlertRule', 'SpendingAlert', 'SpendingAlerts', 'SpendingPredictionService']
 
-# %% ../../nbs/serving/spending.ipynb #d639ae01
+# %% ../../nbs/serving/spending.ipynb #fb32a6ee
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime, timedelta
 from difflib import get_close_matches
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from statistics import NormalDist
@@ -111,7 +110,7 @@ class _Known(NamedTuple):
         """How many days of the running week are over: 0 to 6."""
         return day_number(self.as_of) - int(self.forecasts.mondays[0]) + 1
 
-# %% ../../nbs/serving/spending.ipynb #6baf8531
+# %% ../../nbs/serving/spending.ipynb #29a21fa7
 def _forecast(way: _Way, series: WeeklySeries, echoes: np.ndarray, features: Callable[[], np.ndarray]) -> tuple[SpendingForecasts, str]:
     """The forecasts of a series by the model, or by the rule where the model gives no numbers; and what has to be said about it.
 
@@ -127,6 +126,11 @@ def _forecast(way: _Way, series: WeeklySeries, echoes: np.ndarray, features: Cal
     if not lost.any():
         return found, ""
     return _patched(found, rules_forecast(series), lost), f"the model gave no numbers for {int(lost.sum()):,} people: the plain rule answered for them"
+
+
+def _sunday(series: WeeklySeries) -> date:
+    """The day that a series ends with: people are put in segments as of it, as in training."""
+    return date.fromordinal(int(series.mondays[-1]) + 6 + 719_163)
 
 
 def _patched(found: SpendingForecasts, spare: SpendingForecasts, lost: np.ndarray) -> SpendingForecasts:
@@ -162,12 +166,12 @@ def _so_far(person: Person, series: WeeklySeries, monday: int, as_of: date) -> n
     sums = -np.bincount(person.category[rows][spends], person.amount[rows][spends].astype(float), number) * person.unit
     return sums[series.categories]
 
-# %% ../../nbs/serving/spending.ipynb #4d3d64bc
+# %% ../../nbs/serving/spending.ipynb #f7d6113c
 def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: RecurringStreams, about: tuple) -> _Known:
     """All that is known of a person; `about` is their currency, the names of categories by id, the ids of spending categories, and how many rows are left out."""
     currency, names, spending, others = about
     series = person_series(person, as_of, HISTORY, way.categories(spending), user_id)
-    forecasts, said = _forecast(way, series, person_echo(person, series.mondays[-1:]), lambda: features_of(person, as_of)[None])
+    forecasts, said = _forecast(way, series, person_echo(person, series.mondays[-1:]), lambda: features_of(person, _sunday(series))[None])
     last = date.fromordinal(int(forecasts.mondays[-1]) + 6 + 719_163)
     payments = _known_payments(streams, as_of + timedelta(days=1), last, set(spending.tolist()))
     warnings = (*([said] if said else []), *_cautions(person, as_of, others, currency))
@@ -703,7 +707,7 @@ def _blocks_of(source, as_of: date) -> Iterator[tuple[Ledgers, np.ndarray]]:
     spending = np.unique(s.category[np.isin(s.kind, SPENDING_KINDS)]).astype(np.int64)
     yield from ((_part(s, i, min(i + BLOCK, len(s))), spending) for i in range(0, len(s), BLOCK))
 
-# %% ../../nbs/serving/spending.ipynb #a61d50d8
+# %% ../../nbs/serving/spending.ipynb #a6711d47
 def _together(parts: list[SpendingForecasts]) -> SpendingForecasts:
     """The forecasts of all blocks."""
     return replace(parts[0], **{name: np.concatenate([getattr(p, name) for p in parts]) for name in _PER_PERSON})
@@ -714,12 +718,12 @@ def _forecast_all(way: _Way, source, as_of: date) -> SpendingForecasts:
     parts = []
     for ledgers, spending in _blocks_of(source, as_of):
         series = weekly_series(ledgers, as_of, HISTORY, way.categories(spending))
-        parts.append(_forecast(way, series, echo(ledgers, series.mondays[-1:]), partial(extract, ledgers, as_of))[0])
+        parts.append(_forecast(way, series, echo(ledgers, series.mondays[-1:]), lambda ledgers=ledgers, series=series: extract(ledgers, _sunday(series)))[0])
     if not parts:
         raise ServiceError("there is nobody to forecast for: load data first")
     return _together(parts)
 
-# %% ../../nbs/serving/spending.ipynb #dacc84ea
+# %% ../../nbs/serving/spending.ipynb #56191a5e
 _WHY = {
     "none": "there is no trained model yet",
     "missing": "a part of the trained model is missing",
@@ -734,7 +738,7 @@ def _opened(artifacts: Path, version: str) -> _Way:
     """The way of a stored version."""
     artifact = open_version(artifacts, "spending", version, every=False)
     model = SpendingModel.open(artifact.read)
-    if model.parameters.grouped_by != "segment":
+    if not model.parameters.segmentation or model.parameters.grouped_by == "activity":
         return _Way(version, model)
     found = SegmentationParameters.from_json(artifact.read("segmentation.json"))
     if found.version != model.parameters.segmentation:
@@ -742,10 +746,10 @@ def _opened(artifacts: Path, version: str) -> _Way:
     return _Way(version, model, places=Places(found))
 
 
-def _load(artifacts: Path) -> _Way:
-    """The champion of the model "spending" below a folder, or the rule and why. Never raises."""
+def _load(artifacts: Path, version: str | None = None) -> _Way:
+    """The champion of the model "spending" below a folder (or a given version of it), or the rule and why. Never raises."""
     try:
-        version = champion(artifacts, "spending")
+        version = version or champion(artifacts, "spending")
         return _Way(RULES_VERSION, None, _WHY["none"]) if version is None else _opened(artifacts, version)
     except ArtifactError as error:  # its message names folders
         why = _WHY[error.kind]
@@ -762,18 +766,18 @@ def _subject(budgets: dict | None) -> str:
         return "budgets"
     return "budgets " + blake2b(repr(sorted((str(k), v) for k, v in budgets.items())).encode(), digest_size=12).hexdigest()
 
-# %% ../../nbs/serving/spending.ipynb #0d685d3d
+# %% ../../nbs/serving/spending.ipynb #f4332030
 class _Answers:
     """The half of the service that asks the cache first."""
 
-    def __init__(self, database: str | sa.Engine, artifacts: str | Path):
+    def __init__(self, database: str | sa.Engine, artifacts: str | Path, version: str | None = None):
         self.engine = connect(database) if isinstance(database, str) else database
-        self.artifacts = Path(artifacts)
+        self.artifacts, self._version = Path(artifacts), version
         self.load_prediction_models()
 
     def load_prediction_models(self) -> ModelStatus:
         """Load the champion, checked by its hashes; call it again to pick up a new one. Never raises: it says why the rule answers."""
-        self._way = _load(self.artifacts)
+        self._way = _load(self.artifacts, self._version)
         return self.status
 
     @property
@@ -799,9 +803,9 @@ class _Answers:
         said = (*found.warnings, given.warning) if given.warning else found.warnings
         return replace(found, cached=given.cached, made_at=given.made_at, warnings=said)
 
-# %% ../../nbs/serving/spending.ipynb #2378d7ff
+# %% ../../nbs/serving/spending.ipynb #a2f3a014
 class SpendingPredictionService(_Answers):
-    """Answers what people will spend, from a database (URL or engine) and a folder of artifacts.
+    """Answers what people will spend, from a database (URL or engine) and a folder of artifacts; `version`: a published one to answer with in the champion's place.
 
     Without a model that can be trusted a plain rule answers, and every answer says so. `now` is the moment of asking in UTC: with it answers are
     kept for 24 hours, and given again as long as nothing about the person changed; without it they are computed anew and nothing is
