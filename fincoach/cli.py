@@ -645,7 +645,7 @@ _ARGUMENTS = {
     "folder": (("--folder",), {"metavar": "DIR", "help": "where to write"}),
     "people": (("--people",), {"type": int, "default": 200, "help": "how many people to make up (default: 200)"}),
     "action": (("action",), {"choices": ["upgrade", "downgrade", "status", "counts", "schema", "create_behavioral_tables",
-                                         "create_continuous_learning_tables", "create_recommendation_tables"], "help": "what to do"}),
+                                         "create_continuous_learning_tables", "create_recommendation_tables", "create_api_tables"], "help": "what to do"}),
     "verify": (("--verify",), {"action": "store_true", "help": "compare the tables of a create_ step with what they should be"}),
     "rollback": (("--rollback",), {"action": "store_true", "help": "take a create_ step back; its rows are kept in files"}),
     "drop": (("--drop",), {"action": "store_true", "help": "take a create_ step back, with its rows"}),

@@ -31,7 +31,9 @@ from fincoach.data.schema import (
     BEHAVIORAL,
     DECIDING,
     LEARNING,
+    SERVING,
     STEPS,
+    create_api_tables,
     create_behavioral_tables,
     create_continuous_learning_tables,
     create_recommendation_tables,
@@ -46,8 +48,9 @@ from fincoach.show import html
 
 START = datetime(2025, 3, 1, 8, 30, tzinfo=UTC)
 FIRST = (*SNAPSHOT_TABLES, "user_segments")  # the tables of 0001
-ACT = {BEHAVIORAL: create_behavioral_tables, LEARNING: create_continuous_learning_tables, DECIDING: create_recommendation_tables}
+ACT = {BEHAVIORAL: create_behavioral_tables, LEARNING: create_continuous_learning_tables, DECIDING: create_recommendation_tables, SERVING: create_api_tables}
 MADE = tuple(t for s in STEPS for t in s.makes)
+KEPT = tuple(t for t in MADE if t != "user_revisions")  # which counts, and begins anew
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -139,6 +142,11 @@ def behaviour(n=200, people=5):
                                                            segment_id=pl.when(i > 3).then(i % 6 - 1), strategy_propensity=pl.when(i > 3).then(pl.lit(0.5)), request_id=pl.when(i % 2 == 0).then(pl.format("r{}", i))),
         "bandit_counts": pl.DataFrame({"segment_id": [-1, 0], "strategy": "balanced", "week": [2880, 2881], "decisions": [3, 5], "reward_millionths": [2_500_000, 0]}),
         "bandit_updates": ids(n // 8).select(recommendation_id="id", reward_millionths=i * 10, received_at=at),
+        "audit_log": ids(3).with_columns(at=at, actor=pl.lit("p1"), role=pl.lit("user"), action=pl.lit("read"), target=pl.lit("p2"), outcome=pl.lit("refused"), previous_hash=pl.lit(""), hash=pl.format("h{}", i)),
+        "audit_names": pl.DataFrame({"user_id": [1, 2], "alias": ["a1", "a2"]}),
+        "user_consents": pl.DataFrame({"user_id": [1, 2], "purpose": "tracking", "granted": [True, False], "updated_at": START}),
+        "revoked_tokens": pl.DataFrame({"token_id": ["t1"], "revoked_at": START, "expires_at": START + timedelta(days=1)}),
+        "erasures": pl.DataFrame({"id": [1, 2], "erased_user_id": [4, None], "requested_at": START, "completed_at": [None, START]}),
     }  # fmt: skip
 
 
@@ -170,17 +178,17 @@ def test_older_rows_stay_as_they_are_up_and_down(older, tmp_path):
 
 def test_rows_go_to_files_and_come_back(engine, tmp_path):
     load(engine, {"users": people(), **behaviour()})
-    before = stored(engine, (*MADE, *ADDED))
+    before = stored(engine, (*KEPT, *ADDED))
     assert all(before.values()), "a row in every table, else this shows nothing"
-    third, second, first = (ACT[step](engine, "rollback", tmp_path) for step in reversed(STEPS))
+    fourth, third, second, first = (ACT[step](engine, "rollback", tmp_path) for step in reversed(STEPS))
     assert f"{sum(len(before[n]) for n in BEHAVIORAL.makes):,} rows are in {first.kept}" in first.sentence
     assert "restore(engine" in first.sentence
     assert "27 rows, and segment_id, strategy_propensity, urgency, served_by, request_id of 48 rows of recommendation_history are in" in third.sentence
     assert not set(MADE) & tables(engine)
     upgrade(engine)
-    for result in (first, second, third):
+    for result in (first, second, third, fourth):
         restore(engine, result.kept)
-    assert stored(engine, (*MADE, *ADDED)) == before
+    assert stored(engine, (*KEPT, *ADDED)) == before
     assert [t.rows for t in create_behavioral_tables(engine, "verify").tables[:-1]] == [len(before[n]) for n in BEHAVIORAL.makes]
 
 
@@ -188,16 +196,17 @@ def test_rows_go_beside_a_sqlite_file_unless_a_folder_is_named(engine, tmp_path)
     load(engine, behaviour(4) | {"users": people()})
     if engine.dialect.name == "postgresql":
         with pytest.raises(DatabaseError, match=r"in which folder.*nothing was changed"):
-            create_recommendation_tables(engine, "rollback")
+            create_api_tables(engine, "rollback")
         assert standing(engine) == REVISIONS[-1]
     else:
-        kept = create_recommendation_tables(engine, "rollback").kept
+        kept = create_api_tables(engine, "rollback").kept
         assert kept.parent == tmp_path / "kept"
         assert kept.stat().st_mode & 0o077 == 0, "people's rows are for the owner's eyes"
 
 
 def test_whoever_was_deleted_does_not_come_back(engine, tmp_path):
     load(engine, {"users": people(), **behaviour()})
+    create_api_tables(engine, "drop")
     decided = create_recommendation_tables(engine, "rollback", tmp_path).kept
     create_continuous_learning_tables(engine, "drop")
     kept = create_behavioral_tables(engine, "rollback", tmp_path).kept
@@ -211,6 +220,7 @@ def test_whoever_was_deleted_does_not_come_back(engine, tmp_path):
 
 def test_files_that_were_changed_are_refused(engine, tmp_path):
     load(engine, {"users": people(), **behaviour()})
+    create_api_tables(engine, "drop")
     create_recommendation_tables(engine, "drop")
     kept = create_continuous_learning_tables(engine, "rollback", tmp_path).kept
     upgrade(engine)
@@ -226,6 +236,7 @@ def test_files_that_were_changed_are_refused(engine, tmp_path):
 def test_drop_says_how_many_rows_went(engine):
     data = behaviour()
     load(engine, {"users": people(), **data})
+    create_api_tables(engine, "drop")
     said = create_recommendation_tables(engine, "drop").sentence
     assert "2 tables dropped with 27 rows, and segment_id, strategy_propensity, urgency, served_by, request_id of 48 rows of recommendation_history, which are gone" in said
     gone = create_continuous_learning_tables(engine, "drop")
@@ -242,8 +253,8 @@ def counts_of(engine, names):
 
 def test_what_a_later_step_stands_on_does_not_go_first(engine):
     for action in ("rollback", "drop"):
-        with pytest.raises(DatabaseError, match=rf"0004 \(create_continuous_learning_tables\), 0005 .* stands on 0003 .*`fincoach db create_recommendation_tables --{action}` then "
-                                                rf"`fincoach db create_continuous_learning_tables --{action}`"):
+        with pytest.raises(DatabaseError, match=rf"0004 \(create_continuous_learning_tables\), 0005 .* stands on 0003 .*`fincoach db create_api_tables --{action}` then "
+                                                rf"`fincoach db create_recommendation_tables --{action}` then `fincoach db create_continuous_learning_tables --{action}`"):
             create_behavioral_tables(engine, action, "kept")
     assert standing(engine) == REVISIONS[-1]
 
@@ -471,20 +482,22 @@ def test_killed_half_way_it_has_not_happened_or_is_complete(older, tmp_path):
 
 def test_a_rollback_killed_loses_no_row(engine, tmp_path):
     load(engine, {"users": people(), **behaviour()})
-    names = (*MADE, *ADDED)
+    names = (*KEPT, *ADDED)
     before = stored(engine, names)
-    for at in (1, 4, 8):
+    for at in (1, 4, 6):
         assert killed(engine, at, "rollback", tmp_path)
-        assert standing(engine) == "0005"
+        assert standing(engine) == "0006"
         assert stored(engine, names) == before
-    assert killed(engine, 11, "rollback", tmp_path), "in the second step"
+    assert killed(engine, 10, "rollback", tmp_path), "in the second step"
+    assert standing(engine) == "0005"
+    assert killed(engine, 11, "rollback", tmp_path), "in the third step"
     assert standing(engine) == "0004"
-    assert killed(engine, 7, "rollback", tmp_path), "in the third step"
+    assert killed(engine, 7, "rollback", tmp_path), "in the fourth step"
     assert standing(engine) == "0003"
     create_behavioral_tables(engine, "rollback", tmp_path)
     upgrade(engine)
     kept = sorted(p for p in tmp_path.iterdir() if p.name.startswith("create_"))
-    assert len(kept) == 3, "the same rows are kept once"
+    assert len(kept) == 4, "the same rows are kept once"
     for folder in kept:
         restore(engine, folder)
     assert stored(engine, names) == before

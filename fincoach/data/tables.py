@@ -9,7 +9,8 @@ __all__ = ['INCOME', 'ESSENTIAL', 'DISCRETIONARY', 'SAVING', 'DEBT', 'FEE', 'TRA
            'Product', 'UserPurchase', 'FinancialGoal', 'GoalContribution', 'RecommendationHistory',
            'RecommendationFeedback', 'UserSegment', 'BehavioralEvent', 'UserSession', 'FinancialDecision',
            'PredictionCache', 'ModelPerformance', 'TrainingDataset', 'ModelTrainingEvent', 'ModelVersion',
-           'DataQualityMetrics', 'BanditCount', 'BanditUpdate']
+           'DataQualityMetrics', 'BanditCount', 'BanditUpdate', 'UserRevision', 'AuditEntry', 'AuditName',
+           'UserConsent', 'RevokedToken', 'Erasure']
 
 # %% ../../nbs/data/tables.ipynb #c63c78e9
 from datetime import UTC, datetime
@@ -752,6 +753,110 @@ class BanditUpdate(Base):
     received_at: Mapped[datetime]
     __table_args__ = (
         sa.CheckConstraint("reward_millionths >= 0 AND reward_millionths <= 1000000", name="reward_millionths"),
+    )
+
+# %% ../../nbs/data/tables.ipynb #0f01ad0b
+class UserRevision(Base):
+    """How often what is known of a person has changed. Triggers count; nothing else writes here.
+
+    user_id: the person; 0 for what concerns everybody, such as the categories. Not a foreign key: the number goes on counting when the person goes
+    revision: the number of changes
+    """
+
+    __tablename__ = "user_revisions"
+    user_id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
+    revision: Mapped[int] = mapped_column(sa.BigInteger)
+
+
+class AuditEntry(Base):
+    """Something that was done with a right of its own, or refused: a chain in which each row seals the one before it.
+
+    at: when
+    actor: who asked, as the token names it
+    role: in which role: user, admin or none
+    action: what was asked for, such as `erase` or `read`
+    target: whose or what it was about
+    outcome: ok, refused or failed
+    details: JSON: what else is to be known; never an amount, a token or an address
+    previous_hash: the hash of the row before; empty for the first
+    hash: SHA-256 of this row with the hash before it
+    """
+
+    __tablename__ = "audit_log"
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(sa.String(128))
+    role: Mapped[str] = mapped_column(sa.String(16))
+    action: Mapped[str] = mapped_column(sa.String(64))
+    target: Mapped[str] = mapped_column(sa.String(128))
+    outcome: Mapped[str] = mapped_column(sa.String(16))
+    details: Mapped[str] = mapped_column(sa.Text, default="{}", server_default="{}")
+    previous_hash: Mapped[str] = mapped_column(sa.String(64))
+    hash: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    __table_args__ = (
+        sa.CheckConstraint("outcome IN ('ok', 'refused', 'failed')", name="outcome"),
+        sa.Index(None, "actor", "at"),
+    )
+
+# %% ../../nbs/data/tables.ipynb #baddfa2b
+class AuditName(Base):
+    """What the audit log calls a person.
+
+    alias: a random name
+    """
+
+    __tablename__ = "audit_names"
+    user_id: Mapped[int] = _fk("users", primary_key=True)
+    alias: Mapped[str] = mapped_column(sa.String(32), unique=True)
+
+
+class UserConsent(Base):
+    """What a person said may be done with the traces they leave. No row: they were not asked.
+
+    purpose: tracking (what they do in the app is stored) or learning (models are trained on it)
+    granted: whether they agreed
+    updated_at: when they said so
+    """
+
+    __tablename__ = "user_consents"
+    user_id: Mapped[int] = _fk("users", primary_key=True)
+    purpose: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    granted: Mapped[bool]
+    updated_at: Mapped[datetime]
+    __table_args__ = (sa.CheckConstraint("purpose IN ('tracking', 'learning')", name="purpose"),)
+
+
+class RevokedToken(Base):
+    """A token that is refused although it has not expired.
+
+    token_id: its `jti`
+    revoked_at: when it was taken back
+    expires_at: when it would have expired, from when on this row is of no use
+    """
+
+    __tablename__ = "revoked_tokens"
+    token_id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    revoked_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
+class Erasure(Base):
+    """A person's wish to be forgotten, and how far it is done.
+
+    erased_user_id: whom; emptied when all is done, so that nothing names the person any more
+    requested_at: when it was asked for
+    completed_at: when all was done; null: it goes on at the next start
+    report: JSON: how many rows went from which table, and which model versions were trained on them
+    """
+
+    __tablename__ = "erasures"
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    erased_user_id: Mapped[int | None] = mapped_column(sa.BigInteger)
+    requested_at: Mapped[datetime]
+    completed_at: Mapped[datetime | None]
+    report: Mapped[str] = mapped_column(sa.Text, default="{}", server_default="{}")
+    __table_args__ = (
+        sa.CheckConstraint("(completed_at IS NULL) = (erased_user_id IS NOT NULL)", name="erased_user_id"),
     )
 
 # %% ../../nbs/data/tables.ipynb #727edafb

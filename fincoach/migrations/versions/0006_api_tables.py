@@ -1,0 +1,87 @@
+"""What an API needs beside the models: how often a person's rows have changed, who did what, who agreed to what, and who is to be forgotten.
+
+The step `create_api_tables`. Everybody who is there begins with a revision that no earlier count can have reached: the microseconds
+since 1970. So an answer that was kept before the step was taken back never passes for one that holds.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+from fincoach.data.tables import Key, Moment
+
+revision = "0006"
+down_revision = "0005"
+branch_labels = None
+depends_on = None
+
+NOW = {"sqlite": "CAST(strftime('%s', 'now') AS INTEGER) * 1000000", "postgresql": "CAST(extract(epoch FROM now()) * 1000000 AS BIGINT)"}
+
+
+def upgrade():
+    """Creates the tables, and begins to count."""
+    op.create_table(
+        "user_revisions",
+        sa.Column("user_id", Key, autoincrement=False, nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("pk_user_revisions")),
+    )
+    now = NOW[op.get_bind().dialect.name]
+    op.execute(f"INSERT INTO user_revisions (user_id, revision) SELECT id, {now} FROM users UNION ALL SELECT 0, {now}")
+    op.create_table(
+        "audit_log",
+        sa.Column("id", Key, nullable=False),
+        sa.Column("at", Moment(), nullable=False),
+        sa.Column("actor", sa.String(128), nullable=False),
+        sa.Column("role", sa.String(16), nullable=False),
+        sa.Column("action", sa.String(64), nullable=False),
+        sa.Column("target", sa.String(128), nullable=False),
+        sa.Column("outcome", sa.String(16), nullable=False),
+        sa.Column("details", sa.Text(), server_default="{}", nullable=False),
+        sa.Column("previous_hash", sa.String(64), nullable=False),
+        sa.Column("hash", sa.String(64), nullable=False),
+        sa.CheckConstraint("outcome IN ('ok', 'refused', 'failed')", name=op.f("ck_audit_log_outcome")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_log")),
+        sa.UniqueConstraint("hash", name=op.f("uq_audit_log_hash")),
+    )
+    op.create_index(op.f("ix_audit_log_actor_at"), "audit_log", ["actor", "at"])
+    op.create_table(
+        "audit_names",
+        sa.Column("user_id", Key, nullable=False),
+        sa.Column("alias", sa.String(32), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_audit_names_user_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("pk_audit_names")),
+        sa.UniqueConstraint("alias", name=op.f("uq_audit_names_alias")),
+    )
+    op.create_table(
+        "user_consents",
+        sa.Column("user_id", Key, nullable=False),
+        sa.Column("purpose", sa.String(32), nullable=False),
+        sa.Column("granted", sa.Boolean(), nullable=False),
+        sa.Column("updated_at", Moment(), nullable=False),
+        sa.CheckConstraint("purpose IN ('tracking', 'learning')", name=op.f("ck_user_consents_purpose")),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_user_consents_user_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("user_id", "purpose", name=op.f("pk_user_consents")),
+    )
+    op.create_table(
+        "revoked_tokens",
+        sa.Column("token_id", sa.String(64), nullable=False),
+        sa.Column("revoked_at", Moment(), nullable=False),
+        sa.Column("expires_at", Moment(), nullable=False),
+        sa.PrimaryKeyConstraint("token_id", name=op.f("pk_revoked_tokens")),
+    )
+    op.create_table(
+        "erasures",
+        sa.Column("id", Key, nullable=False),
+        sa.Column("erased_user_id", sa.BigInteger(), nullable=True),
+        sa.Column("requested_at", Moment(), nullable=False),
+        sa.Column("completed_at", Moment(), nullable=True),
+        sa.Column("report", sa.Text(), server_default="{}", nullable=False),
+        sa.CheckConstraint("(completed_at IS NULL) = (erased_user_id IS NOT NULL)", name=op.f("ck_erasures_erased_user_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_erasures")),
+    )
+
+
+def downgrade():
+    """Drops the tables, with what is in them."""
+    for name in ("erasures", "revoked_tokens", "user_consents", "audit_names", "audit_log", "user_revisions"):
+        op.drop_table(name)
