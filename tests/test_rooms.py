@@ -13,6 +13,7 @@ BELOW = {
     "features": {"data"},
     "evaluate": {"data", "features", "serving"},
     "serving": {"data", "features"},
+    "api": {"data", "features", "serving"},
     "segments": {"data", "features", "evaluate", "serving"},
     "recommend": {"data", "features", "evaluate", "serving"},
     "forecast": {"data", "features", "evaluate", "serving"},
