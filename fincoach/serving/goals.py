@@ -616,7 +616,7 @@ def _adjustments_of(d: dict) -> GoalAdjustments:
 def _insights_of(d: dict) -> GoalInsights:
     return GoalInsights(**_dated(d, "as_of") | {"insights": tuple(Insight(**i) for i in d["insights"])})
 
-# %% ../../nbs/serving/goals.ipynb #e5c575d2
+# %% ../../nbs/serving/goals.ipynb #cde2268d
 RULES_VERSION, FORM = "counting-1", "goal-1"
 _TABLES = ("transactions", "financial_goals", "goal_contributions")
 _WHY = {
@@ -625,10 +625,10 @@ _WHY = {
 }
 
 
-def _load(artifacts: Path) -> _Way:
-    """The champion of the model "goal" below a folder; counting, and why, where it cannot be used. Never raises."""
+def _load(artifacts: Path, version: str | None = None) -> _Way:
+    """A version of the model "goal" below a folder, by default the champion; counting, and why, where it cannot be used. Never raises."""
     try:
-        version = champion(artifacts, "goal")
+        version = version or champion(artifacts, "goal")
         if version is None:
             return _Way(RULES_VERSION, None, "there is no trained model yet")
         return _Way(version, GoalModel.open(open_version(artifacts, "goal", version, every=False).read))
@@ -645,23 +645,23 @@ def _checked_scenario(s: Scenario) -> Scenario:
         raise ServiceError(f"{s!r} is no scenario: Scenario(name, meaning, payments, regularity) with factors from 0 to 10 is needed")
     return s
 
-# %% ../../nbs/serving/goals.ipynb #16f0aa07
+# %% ../../nbs/serving/goals.ipynb #517484a3
 class GoalPredictionService:
     """Answers about goals, from a database (URL or engine) and a folder of artifacts.
 
     Without a model that can be trusted paydays are counted and payments simulated, and every answer says so. `now` is the moment of asking in UTC: with it answers are kept for seven days, and given
     again as long as nothing about the person, their goals and transactions changed; without it they are computed anew and nothing is stored. Raises `DatabaseError` for a database it cannot use or a
-    person it does not know, `ServiceError` for a goal there is not. It may be shared between threads.
+    person it person it does not know, `ServiceError` for a goal there is not. It may be shared between threads. `version`: a published version that answers instead of the champion.
     """
 
-    def __init__(self, database: str | sa.Engine, artifacts: str | Path):
+    def __init__(self, database: str | sa.Engine, artifacts: str | Path, version: str | None = None):
         self.engine = connect(database) if isinstance(database, str) else database
-        self.artifacts = Path(artifacts)
+        self.artifacts, self._version = Path(artifacts), version
         self.load_goal_model()
 
     def load_goal_model(self) -> ModelStatus:
         """Load the champion, checked by its hashes; call it again to pick up a new one. Never raises: it says why paydays are counted."""
-        self._way = _load(self.artifacts)
+        self._way = _load(self.artifacts, self._version)
         return self.status
 
     @property

@@ -485,7 +485,7 @@ def look_ahead(user_id: int, of: Account, streams: RecurringStreams, kind_of: di
     looked = (("the balance",) if of.known else ()) + ("dated income",) + (("the savings rate",) if rate.rate is not None else ())
     return Outlook(flow, rate, stress, EarlyWarnings(user_id, as_of, tuple(sorted(items, key=lambda w: w.day)), looked, flow.made_by, flow.warnings))
 
-# %% ../../nbs/serving/health.ipynb #47c48dc0
+# %% ../../nbs/serving/health.ipynb #b9dd8ec4
 MODEL, ANSWER = "health", "health-1"  # the model's name in artifacts; the form of the answer, for the cache
 
 
@@ -497,10 +497,10 @@ class LoadedHealth(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def open_health(artifacts: str | Path) -> tuple[HealthParameters | None, LoadedHealth]:
-    """The champion's parameters, and what is said of them; never raises."""
+def open_health(artifacts: str | Path, version: str | None = None) -> tuple[HealthParameters | None, LoadedHealth]:
+    """The parameters of a version, by default the champion's, and what is said of them; never raises."""
     try:
-        version = champion(artifacts, MODEL)
+        version = version or champion(artifacts, MODEL)
         if version is None:
             return None, LoadedHealth("rules", "", ("no trained version serves yet",))
         found = HealthParameters.from_json(open_version(artifacts, MODEL, version).read("health.json"))
@@ -508,23 +508,23 @@ def open_health(artifacts: str | Path) -> tuple[HealthParameters | None, LoadedH
     except (ArtifactError, ParametersError, OSError) as e:
         return None, LoadedHealth("rules", "", (f"the trained version cannot be used: {e}",))
 
-# %% ../../nbs/serving/health.ipynb #48474b10
+# %% ../../nbs/serving/health.ipynb #adc8952e
 class FinancialHealthForecaster:
     """Answers about one person from a database (URL or engine) and a folder of artifacts.
 
     All methods take a local day `as_of`, and a moment `now` (UTC): with it answers are kept in the database and given again while they hold;
-    without it each is made afresh. It may be shared between threads. Raises `DatabaseError` for a database it cannot use or a person it does
-    not know.
+    without it each is made afresh. It may be shared between threads. `version`: a published version that answers instead
+    of the champion. Raises `DatabaseError` for a database it cannot use or a person it does not know.
     """
 
-    def __init__(self, database: str | sa.Engine, artifacts: str | Path):
+    def __init__(self, database: str | sa.Engine, artifacts: str | Path, version: str | None = None):
         self.engine = connect(database) if isinstance(database, str) else database
-        self.artifacts = Path(artifacts)
+        self.artifacts, self._version = Path(artifacts), version
         self.load_health_model()
 
     def load_health_model(self) -> LoadedHealth:
         """Load the champion; call it again to pick up a new one. Never raises: it says what could not be used."""
-        self._loaded = open_health(self.artifacts)
+        self._loaded = open_health(self.artifacts, self._version)
         return self.status
 
     @property
