@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FEW', 'BORROWED', 'GAIN', 'CALM', 'calibrate', 'covered', 'step', 'track']
 
-# %% ../../nbs/evaluate/conformal.ipynb #9fc38e73
+# %% ../../nbs/evaluate/conformal.ipynb #66023e6b
 import numpy as np
 import polars as pl
 
 from .forecasts import ENDS, Score, coverage_parts, score
 from ..serving.forecast import QUANTILES
-from ..serving.offsets import Offsets, shifted
+from ..serving.offsets import AND, Offsets, groups_in, shifted
 
 # %% ../../nbs/evaluate/conformal.ipynb #28a3f785
 def _at(ordered: np.ndarray, level: float) -> float:
@@ -58,22 +58,35 @@ def _rows(misses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             values[t, k] = _at(ordered, level) if level != 0.5 else 0.0
     return values, slope, cases
 
-# %% ../../nbs/evaluate/conformal.ipynb #84753582
+# %% ../../nbs/evaluate/conformal.ipynb #217facaa
+def _within(name: str, group: str) -> bool:
+    """Whether people of `name` are of `group`: 'steady & segment 3' of itself, of 'steady' and of 'segment 3'."""
+    return name == group or group in groups_in(name)
+
+
+def _all_groups(names) -> list[str]:
+    """All groups that people of `names` are of: first the single ones, then the crossings."""
+    single = sorted({part for name in names for part in groups_in(name)})
+    return single + sorted(name for name in names if AND in name)
+
+# %% ../../nbs/evaluate/conformal.ipynb #9425146c
 def calibrate(y, quantiles, scale, groups) -> Offsets:
     """`Offsets` from outcomes the model had not seen: `y` (n, ..., H), `quantiles` (n, ..., H, 5), `scale` and `groups` (n,) or (n, ...).
 
     Without an outcome, or without a scale above 0, a case does not count; without any case it is a `ValueError`.
     """
     _, misses, groups = _flat(y, quantiles, scale, groups)
-    everybody = _rows(misses)
+    everybody, found = _rows(misses), {}
     if not everybody[2].any():
         raise ValueError("there is no outcome to calibrate on: hand in weeks that are over, of people with a scale above 0")
-    names, rows = tuple(np.unique(groups).tolist()), []
-    for name in names:
-        values, slope, cases = _rows(misses[groups == name])
+    names, place = np.unique(groups, return_inverse=True)
+    for name in _all_groups(names.tolist()):
+        values, slope, cases = _rows(misses[np.array([_within(n, name) for n in names.tolist()])[place]])
+        parts = [found[p] for p in groups_in(name)] if AND in name else [everybody]
+        lent = sum(p[0] for p in parts) - (len(parts) - 1) * everybody[0], sum(p[1] for p in parts) / len(parts)
         own = np.where(cases >= FEW, cases / (cases + BORROWED), 0.0)[:, None]
-        rows.append((own * values + (1 - own) * everybody[0], own * slope + (1 - own) * everybody[1], cases))
-    return Offsets(names, *(np.stack(part) for part in zip(*rows, everybody, strict=True)))
+        found[name] = own * values + (1 - own) * lent[0], own * slope + (1 - own) * lent[1], cases
+    return Offsets(tuple(found), *(np.stack(part) for part in zip(*found.values(), everybody, strict=True)))
 
 # %% ../../nbs/evaluate/conformal.ipynb #3898d9d6
 def covered(y, quantiles, groups, seed: int = 0) -> pl.DataFrame:
@@ -86,22 +99,23 @@ def covered(y, quantiles, groups, seed: int = 0) -> pl.DataFrame:
             rows.append({"group": name, "level": level, "value": s.value, "low": s.low, "high": s.high, "people": s.people})
     return pl.DataFrame(rows)
 
-# %% ../../nbs/evaluate/conformal.ipynb #2bc89d17
+# %% ../../nbs/evaluate/conformal.ipynb #fecf0d78
 GAIN, CALM = 0.3, 30
 
 
 def step(offsets: Offsets, misses: np.ndarray, groups: np.ndarray, ahead: int, gain: float = GAIN) -> Offsets:
     """`Offsets` after outcomes `ahead` weeks ahead (from 0) are known: `misses` (cases, 5) of the model's own quantiles, in units of scale."""
-    values, cases, rows = offsets.values.copy(), offsets.cases.copy(), offsets.rows(groups)
     fine, levels = np.isfinite(misses).all(1), np.array(QUANTILES)
-    for g in range(len(offsets.groups) + 1):
-        mine = misses[fine & (rows == g)] if g < len(offsets.groups) else misses[fine]
-        if not len(mine):
-            continue
-        below = (mine <= values[g, ahead]).mean(0)
-        move = gain * len(mine) / (len(mine) + CALM) * (levels - below) * offsets.slope[g, ahead]
-        values[g, ahead] += np.where(levels == 0.5, 0.0, move)
-        cases[g, ahead] += len(mine)
+    misses, names = misses[fine], [*offsets.groups, ""]
+    rows, values, cases, wrong = offsets.rows(np.asarray(groups)[fine]), offsets.values.copy(), offsets.cases.copy(), {}
+    present = np.unique(rows).tolist()
+    for g in (len(names) - 1, *sorted(range(len(names) - 1), key=lambda g: len(groups_in(names[g])))):  # everybody, groups, crossings
+        own = np.isin(rows, [r for r in present if g == len(names) - 1 or _within(names[r], names[g])])
+        m, of = int(own.sum()), [wrong[p] for p in groups_in(names[g]) if p in wrong] or [wrong.get("", np.zeros(5))]
+        below = (misses[own] <= values[g, ahead]).mean(0) if m else levels
+        wrong[names[g]] = (m * (levels - below) + CALM * np.mean(of, axis=0)) / (m + CALM)
+        values[g, ahead] += np.where(levels == 0.5, 0.0, gain * wrong[names[g]] * offsets.slope[g, ahead])
+        cases[g, ahead] += m
     return Offsets(offsets.groups, values, offsets.slope, cases)
 
 # %% ../../nbs/evaluate/conformal.ipynb #f80b91db
