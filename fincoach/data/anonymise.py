@@ -44,7 +44,8 @@ POLICY = {
     "financial_decisions": _SAME | {"decision_type": "common", "context": "drop", "outcome": "keep", "outcome_at": "moment", "timestamp": "moment"},
 }
 LEFT_OUT = ("user_segments", "prediction_cache", "model_performance", "training_datasets", "model_training_events", "model_versions",
-            "data_quality_metrics", "bandit_counts", "bandit_updates")
+            "data_quality_metrics", "bandit_counts", "bandit_updates",
+            "user_revisions", "audit_log", "audit_names", "user_consents", "revoked_tokens", "erasures")
 
 
 def check_policy() -> None:
