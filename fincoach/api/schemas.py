@@ -116,7 +116,7 @@ class EnhancedFinancialState(Schema):
         parts = [self.financial, self.segment, self.behavioral, self.social]
         return [v for part in (parts if all(parts) else parts[:1]) for v in part.values()]
 
-# %% ../../nbs/api/schemas.ipynb #2d60371c
+# %% ../../nbs/api/schemas.ipynb #8349d0b2
 class Ranged(Schema):
     """An expected amount and its two ranges."""
 
@@ -138,10 +138,10 @@ class ExpectedPayment(Schema):
     """A dated payment that is expected, out (negative) or in."""
 
     day: date
-    first: date = Field(description="nine of ten come from this day")
-    last: date = Field(description="to this day")
+    first: date | None = Field(description="nine of ten come from this day; null: not measured")
+    last: date | None = Field(description="to this day")
     name: str = Field(description="whom it goes to, as last written; empty: not known")
-    category: str
+    category: str = Field(description="empty: not told")
     amount_minor: Minor
     chance: Share = Field(description="that it comes")
 
