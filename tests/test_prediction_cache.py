@@ -13,7 +13,7 @@ from fincoach.data.tables import TABLES
 from fincoach.serving.cache import LIFETIMES, Question, lookup, remembered, store, sweep
 
 NOW = datetime(2024, 7, 1, 9, tzinfo=UTC)
-Q = Question(3, "spending", date(2024, 6, 30), "2024-06-01-made", "spending-1", tables=("transactions", "financial_goals", "goal_contributions"))
+Q = Question(3, "spending", date(2024, 6, 30), "2024-06-01-made", "spending-1")
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +150,8 @@ def test_what_does_not_concern_the_person_changes_nothing(engine):
     assert ask(engine)
 
 
-def test_changes_of_goals_are_noticed_where_the_question_stands_on_them(engine):
+def test_changes_of_goals_are_noticed(engine):
     question, g = with_goal(engine), TABLES["goal_contributions"]
-    blind = question._replace(subject="blind", tables=("transactions",))
     goal = sa.select(sa.func.min(GOALS.c.id)).where(GOALS.c.user_id == question.user_id).scalar_subquery()
     given = sa.select(sa.func.min(g.c.id)).where(g.c.goal_id.in_(sa.select(GOALS.c.id).where(GOALS.c.user_id == question.user_id))).scalar_subquery()
     changes = (
@@ -162,15 +161,14 @@ def test_changes_of_goals_are_noticed_where_the_question_stands_on_them(engine):
         sa.delete(g).where(g.c.id == given),
     )
     assert not ask(engine, question)
-    assert not ask(engine, blind)
     for statement in changes:
         change(engine, statement)
         assert not ask(engine, question), str(statement)
-        assert ask(engine, blind)
+        assert ask(engine, question), str(statement)
 
 
 def test_a_row_that_comes_while_the_answer_is_made_is_in_no_kept_answer(engine):
-    """The digest is older than what the answer was made from: the answer is given once, and made anew the next time."""
+    """The revision is older than what the answer was made from: the answer is given once, and made anew the next time."""
 
     def meanwhile():
         change(engine, CHANGES["a new row"])
@@ -186,11 +184,8 @@ def test_nobody_and_nonsense_are_refused(engine):
         lookup(engine, Q._replace(user_id=999), NOW)
     with pytest.raises(ValueError, match="no time zone"):
         lookup(engine, Q, datetime(2024, 7, 1))
-    for table in ("users", "nothing", "transactions; DROP TABLE users"):
-        with pytest.raises(ValueError, match="no table with rows of a person"):
-            lookup(engine, Q._replace(tables=(table,)), NOW)
     with pytest.raises(KeyError):
-        store(engine, lookup(engine, Q._replace(prediction_type="weather"), NOW), {}, NOW)
+        store(engine, lookup(engine, Q._replace(prediction_type="weather"), NOW), b"{}", NOW)
 
 
 def test_a_damaged_row_is_no_answer_and_is_replaced(engine):
@@ -261,7 +256,7 @@ def test_a_person_who_is_deleted_takes_their_answers_along(engine):
             c.execute(sa.delete(TABLES[table]).where(T[table].user_id == 3))
         c.execute(sa.delete(TABLES["users"]).where(T["users"].id == 3))
         assert c.scalar(sa.select(sa.func.count()).select_from(TABLES["prediction_cache"])) == 0
-    assert "was not kept" in store(engine, found, {"late": True}, NOW)
+    assert "was not kept" in store(engine, found, b'{"late":true}', NOW)
     with engine.connect() as c:
         assert c.scalar(sa.select(sa.func.count()).select_from(TABLES["prediction_cache"])) == 0
 

@@ -488,7 +488,7 @@ def test_a_rollback_killed_loses_no_row(engine, tmp_path):
         assert killed(engine, at, "rollback", tmp_path)
         assert standing(engine) == "0006"
         assert stored(engine, names) == before
-    assert killed(engine, 10, "rollback", tmp_path), "in the second step"
+    assert killed(engine, 33, "rollback", tmp_path), "in the second step"
     assert standing(engine) == "0005"
     assert killed(engine, 11, "rollback", tmp_path), "in the third step"
     assert standing(engine) == "0004"
