@@ -317,20 +317,23 @@ def _contents(entries: Iterable[tuple[str, str]]) -> Html:
     items = join(_tag("li", _tag("a", text, href=f"#{id}")) for id, text in entries)
     return _tag("nav", join([_tag("p", "Contents"), _tag("ol", items)]), class_="fc-contents", aria_label="Contents") if items else Html("")
 
-# %% ../nbs/show.ipynb #d04408d5
-def page(title: str, body: Html | str, contents: Iterable[tuple[str, str]] = (), footer: str = "", style: str = "") -> str:
+# %% ../nbs/show.ipynb #005714b2
+def page(title: str, body: Html | str, contents: Iterable[tuple[str, str]] = (), footer: str = "", style: str = "", script: str = "") -> str:
     """A complete HTML page that needs nothing else: `body` (text is escaped) under `title`, with links to `contents`.
 
-    `contents` are (id, text) pairs of headings in `body`; `style` is CSS of its own. Light and dark, printable, no script, no connection.
+    `contents` are (id, text) pairs of headings in `body`; `style` is CSS of its own. Light and dark, printable, no script, no connection,
+    unless `script` is the path of one on the server that the page comes from: then that one may run, and ask that server.
     """
     nav, foot = _contents(contents), _tag("footer", prose(footer)) if footer else Html("")
     frame = Html(f'{nav}<main id="main">{html(body)}{foot}</main>')
     css = _minified(_LIGHT + _DARK + _CARD + _PARTS + _PAGE + style)
+    policy = f"{_POLICY}; script-src 'self'; connect-src 'self'" if script else _POLICY
+    runs = f'\n<script src="{escape(script)}" defer></script>' if script else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{css}</style>\n</head>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{css}</style>{runs}\n</head>\n'
         '<body class="fc fc-page">\n<a class="fc-skip" href="#main">Skip to the content</a>\n'
         f'{_tag("div", frame, class_="fc-frame" + " fc-with" * bool(nav))}\n</body>\n</html>\n'
     )
