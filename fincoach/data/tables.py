@@ -755,12 +755,12 @@ class BanditUpdate(Base):
         sa.CheckConstraint("reward_millionths >= 0 AND reward_millionths <= 1000000", name="reward_millionths"),
     )
 
-# %% ../../nbs/data/tables.ipynb #0f01ad0b
+# %% ../../nbs/data/tables.ipynb #09d99a50
 class UserRevision(Base):
-    """How often what is known of a person has changed. Triggers count; nothing else writes here.
+    """A number that is another one after every change of what is known of a person. Triggers draw it; nothing else writes here.
 
-    user_id: the person; 0 for what concerns everybody, such as the categories. Not a foreign key: the number goes on counting when the person goes
-    revision: the number of changes
+    user_id: the person; 0 for what concerns everybody, such as the categories. The row goes when the person goes
+    revision: drawn by chance at every change, so that no restored file and no new person can bring an old one back
     """
 
     __tablename__ = "user_revisions"
