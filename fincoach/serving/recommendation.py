@@ -171,11 +171,11 @@ def _network(artifact: Artifact, name: str, names: tuple[str, ...], policy: Poli
             raise NetworkError(f"its {what} are not those of this FinCoach: train again")
     return network
 
-# %% ../../nbs/serving/recommendation.ipynb #31209598
-def _load(artifacts: Path) -> _Loaded:
-    """The champion of the model "recommendation" below a folder. Never raises: what cannot be used is in `warnings`."""
+# %% ../../nbs/serving/recommendation.ipynb #68d1bd8d
+def _load(artifacts: Path, version: str | None = None) -> _Loaded:
+    """The champion of the model "recommendation" below a folder, or another `version`. Never raises: what cannot be used is in `warnings`."""
     warnings = []
-    version = _part(warnings, "the list of champions", lambda: champion(artifacts, "recommendation"))
+    version = version or _part(warnings, "the list of champions", lambda: champion(artifacts, "recommendation"))
     if version is None:
         return _Loaded(RULES_VERSION, (RULES,), None, Places(None), BanditState(), tuple(warnings) or ("there is no trained model yet",), bool(warnings))
     artifact = _part(warnings, "the trained model", lambda: open_version(artifacts, "recommendation", version, every=False))
@@ -727,13 +727,13 @@ class LoadedModels(NamedTuple):
     model_version: str
     warnings: tuple[str, ...]
 
-# %% ../../nbs/serving/recommendation.ipynb #eb377f5c
+# %% ../../nbs/serving/recommendation.ipynb #fa094ec4
 class _Asking:
     """The part of the service that loads what answers."""
 
-    def __init__(self, database: str | sa.Engine, artifacts: str | Path, limits: Limits | None = None):
+    def __init__(self, database: str | sa.Engine, artifacts: str | Path, limits: Limits | None = None, version: str | None = None):
         self.engine = connect(database) if isinstance(database, str) else database
-        self.artifacts, self._limits, self._loaded = Path(artifacts), limits and limits.checked(), None
+        self.artifacts, self._version, self._limits, self._loaded = Path(artifacts), version, limits and limits.checked(), None
         self.load_enhanced_models()
 
     def load_enhanced_models(self) -> LoadedModels:
@@ -741,7 +741,7 @@ class _Asking:
 
         When a new champion is damaged, the version that serves goes on serving.
         """
-        found = _load(self.artifacts)
+        found = _load(self.artifacts, self._version)
         if self._loaded is None or not found.damaged or len(found.brains) > len(self._loaded.brains):
             self._loaded = found
         else:
@@ -855,11 +855,11 @@ class _Repeating(_Learning):
         valued = self._valued(loaded, f)[0]
         return _answer(loaded, f, stored, None, valued, held, True, [*loaded.warnings, *valued.said])
 
-# %% ../../nbs/serving/recommendation.ipynb #84056b6c
+# %% ../../nbs/serving/recommendation.ipynb #dc0df4a7
 class EnhancedCQLModelService(_Repeating):
     """Decides what to say to a person, from a database (URL or engine) and a folder of artifacts, and learns from the answers.
 
-    `limits` overrule those of the loaded version. It may be shared between threads: it keeps no state but what was loaded, which
+    `limits` overrule those of the loaded version; `version` is a published version to answer with instead of the champion. It may be shared between threads: it keeps no state but what was loaded, which
     `load_enhanced_models` replaces in one step. Raises `DatabaseError` for a database it cannot use or a person it does not know,
     `ServiceError` for a request it cannot answer.
     """

@@ -364,11 +364,11 @@ class ModelStatus(NamedTuple):
     version: str
     why_rules: str
 
-# %% ../../nbs/serving/segmentation.ipynb #103378f3
-def _load(artifacts: Path):
-    """The champion as (_Model, its artifact), or (_Rules, None) that say what was wrong with it."""
+# %% ../../nbs/serving/segmentation.ipynb #db03cb80
+def _load(artifacts: Path, version: str | None = None):
+    """The champion, or another `version`, as (_Model, its artifact), or (_Rules, None) that say what was wrong with it."""
     try:
-        version = champion(artifacts, "segmentation")
+        version = version or champion(artifacts, "segmentation")
         if version is None:
             return _Rules(), None
         artifact = open_version(artifacts, "segmentation", version)
@@ -595,18 +595,18 @@ def _stored_analytics(engine: sa.Engine) -> SegmentAnalytics:
     between = pl.col("features").str.json_path_match("$.between") == "true"
     return _analytics(frame.with_columns(between=between.fill_null(False)), users)
 
-# %% ../../nbs/serving/segmentation.ipynb #e2d473eb
+# %% ../../nbs/serving/segmentation.ipynb #9c1fb67c
 class _Answers:
     """The half of the service that only reads."""
 
-    def __init__(self, database: str | sa.Engine, artifacts: str | Path):
+    def __init__(self, database: str | sa.Engine, artifacts: str | Path, version: str | None = None):
         self.engine = connect(database) if isinstance(database, str) else database
-        self.artifacts = Path(artifacts)
+        self.artifacts, self._version = Path(artifacts), version
         self.load_segmentation_model()
 
     def load_segmentation_model(self) -> ModelStatus:
-        """Load the champion, checked by its hashes; call it again to pick up a new one. Never raises: it says why rules."""
-        self._loaded = _load(self.artifacts)
+        """Load the champion (or the version that was named), checked by its hashes; call it again to pick up a new one. Never raises: it says why rules."""
+        self._loaded = _load(self.artifacts, self._version)
         return self.status
 
     @property
@@ -633,10 +633,11 @@ class _Answers:
         """The stored segments of all people: distribution, confidence, how many are between, by model or by rules."""
         return _stored_analytics(self.engine)
 
-# %% ../../nbs/serving/segmentation.ipynb #508b47a1
+# %% ../../nbs/serving/segmentation.ipynb #f2c2f3eb
 class UserSegmentationService(_Answers):
     """Answers which behavioural segment people are in, from a database (URL or engine) and a folder of artifacts.
 
+    `version`: a published version to answer with instead of the champion.
     Without a model that can be trusted it answers by rules, and every answer says so. Raises `DatabaseError` (of
     fincoach.data.database) for a database it cannot use or a person it does not know.
     """
