@@ -7,7 +7,7 @@ __all__ = ['VIEWS', 'VOCABULARY', 'CONTEXT', 'NECESSARY', 'MOST', 'AHEAD', 'BACK
            'Problem', 'EventError', 'parse', 'Decision', 'Event', 'uuid_of', 'moment_of', 'EventValidator',
            'manual_event', 'Refused', 'EventBatcher', 'Receipt', 'BehavioralEventService']
 
-# %% ../../nbs/serving/events.ipynb #816f539f
+# %% ../../nbs/serving/events.ipynb #0528c82a
 import asyncio
 import json
 import re
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import chain
 from time import monotonic
 from types import MappingProxyType
@@ -27,6 +27,7 @@ import sqlalchemy as sa
 
 from ..data.database import DatabaseError, explanation
 from ..data.tables import CATEGORY_ID, to_micros
+from .activity import Behavior, BehaviorChanges, read_behavior, read_changes
 
 # %% ../../nbs/serving/events.ipynb #f682058d
 class Words(NamedTuple):
@@ -711,7 +712,7 @@ def _receipt(events: Sequence[Event], said: Sequence[str]) -> Receipt:
     count = Counter(said)
     return Receipt(count["stored"], count["repeated"], count["unwanted"], sum(e.dropped for e in events))
 
-# %% ../../nbs/serving/events.ipynb #0c29cd96
+# %% ../../nbs/serving/events.ipynb #f4b18930
 class BehavioralEventService:
     """Takes people's events. `batcher` writes them; `validator` says what may be taken."""
 
@@ -742,3 +743,11 @@ class BehavioralEventService:
         if not 1 <= len(events) <= MOST:
             raise EventError(Problem(0, "body", f"must hold 1 to {MOST} events"))
         return self.validator.check_all(events, user_id, now)
+
+    def aggregate_user_behavior(self, user_id: int, as_of: date) -> Behavior:
+        """The pattern of the thirty local days up to the end of `as_of`, with the engagement score."""
+        return read_behavior(self.engine, user_id, as_of)
+
+    def detect_behavior_changes(self, user_id: int, as_of: date) -> BehaviorChanges:
+        """What is unlike the person's own past in the seven days before `as_of`. Its rate of false alarms is measured in `fincoach.serving.activity`."""
+        return read_changes(self.engine, user_id, as_of)
