@@ -6,19 +6,22 @@
 __all__ = ['SECRET', 'PUBLIC', 'AUDIENCE', 'ISSUER', 'ROLES', 'LIMITS', 'FRESH', 'GRACE', 'AGAIN', 'POLICY', 'AccessError',
            'Refused', 'Keys', 'keys_from', 'Claims', 'read_token', 'make_token', 'Buckets', 'Limits', 'Caller',
            'Person', 'Aside', 'Standing', 'Notes', 'Access', 'Bearer', 'Anyone', 'Admin', 'Own', 'missing',
-           'check_policy', 'depth', 'Shield', 'network']
+           'check_policy', 'depth', 'Shield', 'network', 'Consent', 'Revocation', 'Erasures', 'me_router',
+           'admin_router', 'revoke']
 
-# %% ../../nbs/api/access.ipynb #4447b65d
+# %% ../../nbs/api/access.ipynb #fa79f0a2
 import asyncio
+import hashlib
 import ipaddress
 import json
 import math
 import re
 import secrets
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,11 +30,13 @@ from typing import Annotated, NamedTuple
 import jwt
 import numpy as np
 import sqlalchemy as sa
-from fastapi import HTTPException, Query, Request
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.openapi.models import HTTPBearer as BearerModel
+from fastapi.responses import StreamingResponse
 from fastapi.security.base import SecurityBase
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from ..data import audit
+from ..data import audit, rights
 from ..data.database import DatabaseError, explained, reading
 from ..data.tables import TABLES
 
@@ -331,7 +336,16 @@ def _where(request: Request) -> dict[str, str]:
     route = getattr(request.scope.get("route"), "path", "")
     return {"route": route, "method": request.method} if route else {"method": request.method}
 
-# %% ../../nbs/api/access.ipynb #9179bcbf
+# %% ../../nbs/api/access.ipynb #ab4296f4
+def find(engine: sa.Engine, subject: str) -> int | None:
+    """The id of the person with this name; None for nobody."""
+    if "\0" in subject:  # which no name has, and PostgreSQL cannot be asked for
+        return None
+    with explained(engine), reading(engine) as ask:
+        found = ask("SELECT id FROM users WHERE external_id = ?", subject).fetchone()
+    return None if found is None else found[0]
+
+# %% ../../nbs/api/access.ipynb #f10e1765
 AGAIN = 60.0  # seconds after which a token is looked at anew
 
 
@@ -344,18 +358,12 @@ class Access:
         self.own, self.admin, self.anyone = Own(self), Admin(self), Anyone(self)
         self.reads, self.notes = Aside(2), Notes(engine, now, mark)
         self._kept: dict[str, _Kept] = {}
-        self._buckets, self._standing = Buckets(*limits.caller), Standing(engine, self._kept.clear)
-
-    def find(self, subject: str) -> int | None:
-        """The id of the person with this name; None for nobody."""
-        with explained(self.engine), reading(self.engine) as ask:
-            found = ask("SELECT id FROM users WHERE external_id = ?", subject).fetchone()
-        return None if found is None else found[0]
+        self._buckets, self.standing = Buckets(*limits.caller), Standing(engine, self._kept.clear)
 
     def verify(self, token: str) -> _Kept:
         """Who holds `token`, and until when. Raises `Refused`: 401 for a bad token, 403 for a user whom the database does not know."""
         claims = read_token(self.keys, token, self.now())
-        user = None if "\0" in claims.subject else self.find(claims.subject)
+        user = find(self.engine, claims.subject)
         if user is None and claims.role == "user":
             raise Refused(403, "nobody has the name in this token", "load the person's data first, or check the name")
         return _Kept(Caller(user, claims.subject, claims.role, claims.token_id), claims.until, self.since())
@@ -365,13 +373,13 @@ class Access:
         at, kept = self.since(), self._kept.get(token)
         if kept is None or at - kept.at > AGAIN:
             kept = await self._look(token, kept, at)
-        await self._standing.fresh(self.reads, at, self.now)
+        await self.standing.fresh(self.reads, at, self.now)
         caller = kept.caller
         if kept.until <= self.now():
             raise _unauthorised("the token has expired", "ask for a new one")
-        if caller.token_id in self._standing.revoked:
+        if caller.token_id in self.standing.revoked:
             raise _unauthorised("the token was revoked", "ask for a new one")
-        if caller.user_id in self._standing.erasing:
+        if caller.user_id in self.standing.erasing:
             raise Refused(403, "this person is being erased", "there is nothing more to do")
         if wait := self._buckets.take(caller.subject, at):
             raise _too_many(wait)
@@ -410,7 +418,7 @@ def _token(request: Request) -> str:
         raise _unauthorised("there is no bearer token")
     return found[0][7:].strip().decode("latin-1")
 
-# %% ../../nbs/api/access.ipynb #7c814d79
+# %% ../../nbs/api/access.ipynb #99364ec4
 class Bearer(SecurityBase):
     """What the three dependencies share: their scheme in OpenAPI, and the `access` they ask."""
 
@@ -450,7 +458,7 @@ class Own(Bearer):
                 raise Refused(422, "an operator has no data here", "name a person with ?user=NAME")
             person = Person(caller.user_id, caller.subject, caller)
         else:
-            about = None if "\0" in user else await access.reads(access.find, user)
+            about = await access.reads(find, access.engine, user)
             if caller.role != "admin":
                 refusal = Refused(403, "these are not your data", "leave out `user`, or name yourself")
                 raise await access.notes.refuse(caller, "another person", about, request, refusal)
@@ -479,13 +487,13 @@ def _owner(engine: sa.Engine, table: str, number: int) -> int | None:
     with explained(engine), engine.connect() as connection:
         return connection.scalar(sa.select(t.c.user_id).where(t.c.id == number))
 
-# %% ../../nbs/api/access.ipynb #8fc6aaa9
+# %% ../../nbs/api/access.ipynb #3bb73b82
 POLICY = {
     **dict.fromkeys([("GET", p) for p in (
-        "/", "/health", "/health/services", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")], "public"),
+        "/", "/page.js", "/health", "/health/services", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")], "public"),
     **dict.fromkeys([("GET", f"/coaching/{p}") for p in (
         "user-segment", "segment-insights", "segment-comparison", "spending-prediction", "goal-probability/{goal_id}",
-        "financial-forecast", "behavioral-insights", "recommendation")], "own"),
+        "financial-forecast", "behavioral-insights", "recommendation", "card")], "own"),
     **dict.fromkeys([("POST", f"/coaching/{p}") for p in (
         "refresh-segment", "behavioral-event", "recommendation/{recommendation_id}/feedback")], "own"),
     **dict.fromkeys([("GET", f"/financial/{p}") for p in (
@@ -503,11 +511,14 @@ def check_policy(routes, policy: Mapping[tuple[str, str], str] = POLICY) -> int:
     wrong, checked = [], 0
     for route in routes:
         for method in sorted((getattr(route, "methods", None) or {"any method"}) - {"HEAD", "OPTIONS"}):
-            asked, checked = policy.get((method, route.path)), checked + 1
-            if asked is None:
-                wrong.append(f"{method} {route.path} has no policy: add it to POLICY")
+            path, checked = getattr(route, "path", None), checked + 1
+            asked = policy.get((method, path))
+            if path is None:
+                wrong.append(f"{type(route).__name__} hides its routes: put them in with app.router.routes.extend(router.routes)")
+            elif asked is None:
+                wrong.append(f"{method} {path} has no policy: add it to POLICY")
             elif asked != "public" and not _depends(getattr(route, "dependant", None), _ASKS[asked]):
-                wrong.append(f"{method} {route.path} is {asked!r}, but does not depend on access.{asked}")
+                wrong.append(f"{method} {path} is {asked!r}, but does not depend on access.{asked}")
     if wrong:
         raise AccessError("; ".join(wrong))
     return checked
@@ -628,3 +639,143 @@ def _with_headers(send, secure: bool):
         await send(message)
 
     return with_headers
+
+# %% ../../nbs/api/access.ipynb #c1b70cfb
+_Confirm = Annotated[str, Query(max_length=128, description="The person's name, once more.")]
+
+
+class _Body(BaseModel):
+    """A body with nothing in it that is not asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Consent(_Body):
+    """To which uses of their data a person agrees; what is left out stays as it is."""
+
+    tracking: bool | None = Field(None, description="That what I do in the app is kept.")
+    learning: bool | None = Field(None, description="That models are trained on my data.")
+
+
+class Revocation(_Body):
+    """A token that shall hold no longer."""
+
+    token_id: str = Field(pattern=r"^[!-~]{1,64}$", description="Its jti.", examples=["5f2b9c1e"])
+    expires_at: AwareDatetime = Field(strict=False, description="Its exp: until then it must be remembered.", examples=["2026-07-01T12:00:00Z"])
+
+
+class Erasures:
+    """Carries erasures out aside, one after the other: all that are open, whoever asked for them. `failed` counts those to be tried again."""
+
+    def __init__(self, access: Access, places: rights.Places):
+        self.access, self.places, self.failed = access, places, 0
+        self._pool = ThreadPoolExecutor(1, "fincoach-erasures")
+
+    def start(self) -> Future:
+        """Goes on with what is open; to be called when the process starts, and after each wish."""
+        return self._pool.submit(self._resume)
+
+    def _resume(self) -> list[rights.Erased]:
+        try:
+            return rights.resume_erasures(self.access.engine, self.places, _moment(self.access.now))
+        except (DatabaseError, OSError):
+            self.failed += 1
+            return []
+
+    def close(self) -> None:
+        """Waits for the one at work; the others go on at the next start."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+# %% ../../nbs/api/access.ipynb #edcf24e9
+def me_router(access: Access, erasures: Erasures) -> APIRouter:
+    """What a person may do with their own data: /me/consent, /me/export, /me/anonymise, and DELETE /me."""
+    router, engine, exports = APIRouter(prefix="/me", tags=["My data"]), access.engine, Aside(1, patience=60, waiting=8)
+    own = Annotated[Person, Depends(access.own)]
+
+    @router.get("/consent", summary="To which uses of my data I agreed")
+    async def consent(person: own) -> dict[str, bool]:
+        return await access.reads(rights.consents, engine, person.user_id)
+
+    @router.put("/consent", summary="Agree, or take it back")
+    async def agree(person: own, said: Consent) -> dict[str, bool]:
+        for purpose, granted in said.model_dump(exclude_none=True).items():
+            await access.notes.aside(rights.set_consent, engine, person.user_id, purpose, granted, _moment(access.now))
+        return await access.reads(rights.consents, engine, person.user_id)
+
+    @router.get("/export", summary="All rows about me, from all tables", response_class=StreamingResponse)
+    async def export(person: own) -> StreamingResponse:
+        await access.notes.note(person.caller, "export", person.user_id)
+        file = await exports(_exported, engine, person.user_id)
+        return StreamingResponse(_pieces(file), media_type="application/json", headers={"Content-Disposition": 'attachment; filename="fincoach.json"'})
+
+    async def end(person: Person, confirm: str, kind: str) -> dict:
+        if confirm != person.subject:
+            raise Refused(422, "this cannot be undone, and was not confirmed", "repeat the person's name in `confirm`")
+        number = await access.notes.aside(rights.request_erasure, engine, person.user_id, _moment(access.now), kind)
+        access.standing.erasing.add(person.user_id)
+        erasures.start()
+        return {"erasure": number, "state": "accepted"}
+
+    @router.post("/anonymise", status_code=202, summary="Keep my rows as a stranger's")
+    async def anonymise(person: own, confirm: _Confirm) -> dict:
+        return await end(person, confirm, "anonymise")
+
+    @router.delete("", status_code=202, summary="Erase me")
+    async def erase(person: own, confirm: _Confirm) -> dict:
+        return await end(person, confirm, "erase")
+
+    return router
+
+# %% ../../nbs/api/access.ipynb #f70403fb
+def _exported(engine: sa.Engine, user_id: int):
+    """All rows of a person in a file without a name, at its beginning."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by who sends it
+    try:
+        for piece in rights.export_person(engine, user_id):
+            file.write(piece.encode())
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return file
+
+
+def _pieces(file):
+    """What is in `file`, a piece at a time; it is closed at the end."""
+    with file:
+        while piece := file.read(1 << 18):
+            yield piece
+
+
+def admin_router(access: Access) -> APIRouter:
+    """What operators may do: /admin/revoke-token and /admin/audit."""
+    router, engine, slow = APIRouter(prefix="/admin", tags=["Operators"]), access.engine, Aside(1, patience=60, waiting=8)
+    admin = Annotated[Caller, Depends(access.admin)]
+
+    @router.post("/revoke-token", summary="Let a token hold no longer")
+    async def revoke_token(caller: admin, said: Revocation) -> dict:
+        await access.notes.aside(revoke, engine, said.token_id, said.expires_at, _moment(access.now))
+        access.standing.revoked.add(said.token_id)
+        await access.notes.note(caller, "revoke", target=f"token {hashlib.sha256(said.token_id.encode()).hexdigest()[:16]}")
+        return {"state": "revoked"}
+
+    @router.get("/audit", summary="Who did what to whose data")
+    async def audit_rows(caller: admin, after: Annotated[int, Query(ge=0, lt=2**62)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+                         verify: Annotated[bool, Query(description="Whether to check the whole chain.")] = False) -> dict:
+        await access.notes.note(caller, "audit")
+        found = {"rows": await slow(audit.rows_after, engine, after, limit)}
+        if verify:
+            kept = audit.kept_mark(access.notes.mark) if access.notes.mark else None
+            chain = await slow(audit.verify, engine, () if kept is None else (kept,))
+            found |= {"checked": chain.rows, "broken": chain.broken}
+        return found
+
+    return router
+
+
+def revoke(engine: sa.Engine, token_id: str, expires_at: datetime, now: datetime) -> None:
+    """Lets a token hold no longer, durably; those that have expired are forgotten."""
+    t = TABLES["revoked_tokens"]
+    with audit.durably(engine) as connection:
+        connection.execute(sa.delete(t).where(sa.or_(t.c.expires_at < now - timedelta(days=1), t.c.token_id == token_id)))
+        connection.execute(sa.insert(t).values(token_id=token_id, revoked_at=now, expires_at=expires_at))
