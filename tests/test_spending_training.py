@@ -1,7 +1,7 @@
 """Training the forecast of spending: nothing later leaks in, every gate can fail, what is published is what was judged."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, time, timedelta
 
 import numpy as np
 import polars as pl
@@ -27,6 +27,8 @@ from fincoach.forecast.training import (
     finish,
     fit,
     forecast_audit,
+    kinds,
+    placed_at,
     reach,
     served_gap,
     take_data,
@@ -35,10 +37,12 @@ from fincoach.forecast.training import (
 )
 from fincoach.serving.artifacts import open_version
 from fincoach.serving.forecast import HORIZON, MONTH
+from fincoach.serving.inference import Cluster, FeatureScaling, SegmentationParameters
+from fincoach.serving.offsets import AND
 
 FILES = {
     "spending.json", "spending_lstm.onnx", "spending_lstm.pth", "spending_trees.npz", "spending_predictor.pkl", "feature_engineering_pipeline.pkl", "feature_config.json",
-    "model_configs/spending.json", "model_metadata.json", "validation_reports/spending.html", "validation_reports/spending.json",
+    "segmentation.json", "model_configs/spending.json", "model_metadata.json", "validation_reports/spending.html", "validation_reports/spending.json",
 }
 QUICK = SpendingConfig(steps=12, rounds=12, seed=3)
 
@@ -55,12 +59,19 @@ def snapshot(population, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(population):
-    return Recipe(Ledgers.from_frames(population.frames).last_day, 3)
+    return Recipe(Ledgers.from_frames(population.frames).last_day, 3, "made-halves")
 
 
 @pytest.fixture(scope="module")
-def data(snapshot, recipe):
-    return take_data(snapshot, recipe)
+def halves(recipe):
+    """Two segments: who spends less than 400 a week, and more."""
+    scaling = (FeatureScaling("spending_weekly", "log", 6.0, 6.0, 1.0, 9.0),)
+    return SegmentationParameters("made-halves", recipe.as_of, scaling, (Cluster(0, "Spends less", 0.5, 1.0, (-1.0,)), Cluster(1, "Spends more", 0.5, 1.0, (1.0,))), 1.0, 0.1)
+
+
+@pytest.fixture(scope="module")
+def data(snapshot, recipe, halves):
+    return take_data(snapshot, recipe, halves)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +101,30 @@ def test_too_little_is_said_in_a_sentence(snapshot, recipe):
         take_data(snapshot, replace(recipe, as_of=recipe.as_of - timedelta(days=120)))
     with pytest.raises(NotEnoughData, match="of 5,000"):
         take_data(snapshot, replace(recipe, min_people=5000))
+
+
+def test_segments_are_those_known_at_each_origin(snapshot, data, recipe, halves):
+    """Cut off after an origin, the data put everybody in the same segment there as the whole data do; and people move between origins."""
+    asked = [*data.choose.tolist(), *data.test.tolist(), len(data.series.mondays) - 1]
+    assert (data.placed[:, np.setdiff1d(np.arange(len(data.series.mondays)), asked)] == -1).all()
+    assert (data.placed[:, data.test[0]] != data.placed[:, data.test[-1]]).any()
+    w = int(data.test[3])
+    rows = snapshot.scan("transactions").filter(pl.col("occurred_at") < datetime.combine(data.day(w) + timedelta(days=1), time(0), UTC)).collect()
+    early = Ledgers.from_frames({"users": snapshot.frame("users"), "categories": snapshot.frame("categories"), "transactions": rows})
+    alone = placed_at(early, data.series.until(w), [w], halves)
+    assert (alone[:, w] == data.placed[:, w]).mean() > 0.99  # rows are cut by the clock in Greenwich, weeks by each person's own
+    assert set(kinds(data, data.test)) == {"activity", "segment"}
+    assert kinds(data, data.test)["segment"].shape == (90, 12)
+
+
+def test_ranges_go_by_activity_and_segment_and_the_segmentation_goes_with_them(evidence, fitted):
+    p = fitted.final.model.parameters
+    assert (p.grouped_by, p.segmentation) == ("both", "made-halves")
+    assert {"varied", "segment 0", "segment 1"} <= set(p.weekly.groups)
+    assert {f"varied{AND}segment 0", f"varied{AND}segment 1"} <= set(p.monthly.groups)
+    assert {"activity", "segment", "history"} <= set(evidence.coverage["by"])
+    assert {"Spends less", "Spends more"} <= set(evidence.ranges.columns)
+    assert set(evidence.ranges["what"]) == {"weeks", "four weeks together"}
 
 
 def test_what_is_judged_had_learned_from_no_week_that_judges(data, fitted):

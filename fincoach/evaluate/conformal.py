@@ -99,7 +99,7 @@ def covered(y, quantiles, groups, seed: int = 0) -> pl.DataFrame:
             rows.append({"group": name, "level": level, "value": s.value, "low": s.low, "high": s.high, "people": s.people})
     return pl.DataFrame(rows)
 
-# %% ../../nbs/evaluate/conformal.ipynb #fecf0d78
+# %% ../../nbs/evaluate/conformal.ipynb #7130abe0
 GAIN, CALM = 0.3, 30
 
 
@@ -111,7 +111,7 @@ def step(offsets: Offsets, misses: np.ndarray, groups: np.ndarray, ahead: int, g
     present = np.unique(rows).tolist()
     for g in (len(names) - 1, *sorted(range(len(names) - 1), key=lambda g: len(groups_in(names[g])))):  # everybody, groups, crossings
         own = np.isin(rows, [r for r in present if g == len(names) - 1 or _within(names[r], names[g])])
-        m, of = int(own.sum()), [wrong[p] for p in groups_in(names[g]) if p in wrong] or [wrong.get("", np.zeros(5))]
+        m, of = int(own.sum()), [wrong[p] for p in groups_in(names[g]) if p in wrong] or [np.zeros(5)]
         below = (misses[own] <= values[g, ahead]).mean(0) if m else levels
         wrong[names[g]] = (m * (levels - below) + CALM * np.mean(of, axis=0)) / (m + CALM)
         values[g, ahead] += np.where(levels == 0.5, 0.0, gain * wrong[names[g]] * offsets.slope[g, ahead])
