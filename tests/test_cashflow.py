@@ -19,6 +19,7 @@ from fincoach.serving.cashflow import (
     MEMBERS,
     NOTHING_DUE,
     PLAIN,
+    SHARE,
     SPENDS,
     Bend,
     CashFlow,
@@ -27,8 +28,8 @@ from fincoach.serving.cashflow import (
     accounts,
     balance_series,
     bent,
-    capped,
     cash_flow,
+    ceiling,
     dues_of,
     fan_of,
     opinions,
@@ -42,7 +43,7 @@ DAY = date(2025, 9, 28)
 @pytest.fixture(scope="module")
 def people():
     """A population, everybody's accounts and what is due in the year after `DAY`."""
-    frames = generate(people=25, days=500, seed=4).frames
+    frames = generate(people=150, days=500, seed=4).frames
     streams = detect_spending_cycles(frames, DAY)
     ahead = dues(streams, DAY + timedelta(days=1), DAY + timedelta(days=365))
     everybody = accounts(frames, date(2025, 11, 12))
@@ -73,20 +74,23 @@ def test_the_balance_reconciles_to_the_cent_on_every_day(people):
 def test_one_laptop_moves_the_total_of_next_year_by_under_two_per_cent(people):
     kind_of = {i: KINDS.index(k) for i, k in people[0]["categories"].select("id", "kind").iter_rows()}
     today, moved = day_number(DAY), []
-    for i in range(25):
+    for i in range(len(people[1])):
         a, mine = of(people, i)
+        if not len(a.day) or today - a.day[0] < 364:
+            continue
         due = dues_of(mine)
         due = due.take(np.isin([kind_of.get(c, -1) for c in due.category], SPENDS))
         spent = a.only(SPENDS)
-        price = 2 * -spent.amount[spent.day > today - 364].sum() // 52  # of two weeks' spending
+        price = 2 * -spent.amount[spent.day > today - 364].sum() // 52  # of two weeks' spending: 3.8 % of the year's
         at = np.searchsorted(spent.day, today - 9, "right")
         more = spent._replace(day=np.insert(spent.day, at, today - 9), kind=np.insert(spent.kind, at, SPENDS[1]), amount=np.insert(spent.amount, at, -price),
                               streamed=np.insert(spent.streamed, at, False))
         year = [simulate(x, due, today, 365, begin=int(a.day[0]))[:, -1].mean() for x in (spent, more)]
         moved.append(abs(year[1] / year[0] - 1))
-    # Two weeks' spending are four per cent of a year's. Where less than a year is known, or large purchases are common, more than two remain.
-    assert np.median(moved) < 0.015
-    assert np.mean(np.array(moved) < 0.02) >= 0.7
+    # Of somebody known for a year. Whose streams end, or who often buys what costs a week, may be moved by a little more.
+    assert len(moved) >= 100
+    assert np.mean(np.array(moved) < 0.02) >= 0.95
+    assert max(moved) < 0.08
 
 
 def paid(*days):
@@ -157,12 +161,19 @@ def test_bending_keeps_the_order_of_the_fan_and_moves_its_middle_to_the_weighed_
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(-10**6, 10**6)), max_size=60))
-def test_capping_only_ever_makes_amounts_smaller(rows):
-    kind, amount = (np.array([r[i] for r in rows], t) for i, t in ((0, np.int8), (1, np.int64)))
-    out = capped(kind, amount)
-    assert (np.abs(out) <= np.abs(amount)).all()
-    assert (out * amount >= 0).all()
+@given(st.lists(st.integers(0, 10**6), max_size=60), st.integers(0, 10**7), st.integers(1, 10**9))
+def test_a_further_large_row_moves_the_total_by_a_bounded_share(sizes, beside, price):
+    sizes = np.array(sizes, float)
+    top = ceiling(sizes, beside)
+    assert (sizes > top).sum() <= max(2, 0.2 * len(sizes))
+    if len(sizes) < 3:
+        assert top == 0
+        return
+    before, more = beside + np.minimum(sizes, top).sum(), np.append(sizes, max(price, sizes.max()))
+    after = beside + np.minimum(more, ceiling(more, beside)).sum()
+    cut = (more > ceiling(more, beside)).sum()
+    if ceiling(more, beside) <= SHARE * after * (1 + 1e-9):  # not held up by the least number of rows
+        assert after - before <= SHARE / (1 - SHARE * cut) * before * (1 + 1e-6) + 1
 
 
 def test_what_comes_after_the_day_changes_nothing(people):
