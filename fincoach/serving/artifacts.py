@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ArtifactError', 'Artifact', 'open_version', 'listed', 'versions', 'publish', 'champion', 'history',
-           'promote', 'rollback', 'sweep']
+           'Serving', 'serving', 'promote', 'rollback', 'canary', 'end_canary', 'canaries', 'meets_canary', 'sweep']
 
-# %% ../../nbs/serving/artifacts.ipynb #e02978cf
+# %% ../../nbs/serving/artifacts.ipynb #94c31a00
 import hashlib
 import json
 import os
@@ -17,6 +17,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 # %% ../../nbs/serving/artifacts.ipynb #f5340ff3
 KINDS = ("missing", "altered", "cut", "newer", "invalid")
@@ -296,35 +297,118 @@ def history(root: str | Path, model: str) -> list[dict]:
     """Every change of the champion of `model`, oldest first: `version` that came to serve, and `why`."""
     return list(_champions(Path(root)).get(_named(model, "model"), {}).get("log", []))
 
-# %% ../../nbs/serving/artifacts.ipynb #a9b314e1
+# %% ../../nbs/serving/artifacts.ipynb #e085454f
+class Serving(NamedTuple):
+    """What champions.json says of a model: who serves, earlier champions (newest last), and the canary with its share of people (0: none)."""
+
+    version: str | None
+    previous: tuple[str, ...] = ()
+    canary: str | None = None
+    share: float = 0.0
+    changes: int = 0  # entries in the logs: it grows with every change
+
+
+def serving(root: str | Path) -> dict[str, Serving]:
+    """What is served of every model, from one reading of champions.json: nothing in it is from two moments."""
+    found = {}
+    for model, entry in _champions(Path(root)).items():
+        now = entry.get("canary") or {"version": None, "share": 0.0}
+        found[model] = Serving(entry["version"], tuple(entry["previous"]), now["version"], now["share"], len(entry["log"]) + len(entry.get("canaries", [])))
+    return found
+
+# %% ../../nbs/serving/artifacts.ipynb #b0da0e23
+_NEW = {"version": None, "previous": [], "log": []}
+
+
+def _without_canary(entry: dict, why: str) -> dict:
+    """The entry of a model with its canary ended, if there is one."""
+    if not entry.get("canary"):
+        return entry
+    over = {"version": entry["canary"]["version"], "share": 0.0, "why": why}
+    return {k: v for k, v in entry.items() if k != "canary"} | {"canaries": [*entry["canaries"], over]}
+
+
 def promote(root: str | Path, model: str, version: str, why: str = "") -> Artifact:
-    """Let `version` of `model` be served from now on, after verifying it; nothing changes if it is served already."""
+    """Let `version` of `model` be served from now on, after verifying it; nothing changes if it is served already. A canary ends."""
     root = Path(root)
     artifact = open_version(root, model, version)
     with _writing(root):
         models = _champions(root)
-        entry = models.get(model, {"version": None, "previous": [], "log": []})
+        entry = models.get(model, _NEW)
         if entry["version"] != version:
             earlier = [v for v in [*entry["previous"], entry["version"]] if v not in (None, version)]
-            models[model] = {"version": version, "previous": earlier, "log": [*entry["log"], {"version": version, "why": why}]}
+            models[model] = _without_canary(entry, f"{version} was promoted") | {"version": version, "previous": earlier, "log": [*entry["log"], {"version": version, "why": why}]}
             _write_champions(root, models)
     return artifact
 
 
-def rollback(root: str | Path, model: str, why: str = "rolled back") -> str:
-    """Serve the newest earlier champion of `model` that is still sound; its version. 'missing' if there is none."""
+def rollback(root: str | Path, model: str, why: str = "rolled back", failing: str | None = None) -> str:
+    """Serve the newest earlier champion of `model` that is still sound; its version. A canary ends. 'missing' if there is none.
+
+    With `failing` only that version is taken back: if another serves by now, nothing changes.
+    """
     root = Path(root)
     with _writing(root):
         models = _champions(root)
-        entry = models.get(_named(model, "model"), {"previous": []})
+        entry = models.get(_named(model, "model"), _NEW)
+        if failing is not None and entry["version"] != failing:
+            return entry["version"]
         sound = [i for i, v in enumerate(entry["previous"]) if _opens(root, model, v)]
         if not sound:
             raise ArtifactError(f"there is no earlier {model} to go back to in {root}", "missing")
         version = entry["previous"][sound[-1]]
         log = [*entry["log"], {"version": version, "why": why}]
-        models[model] = {"version": version, "previous": entry["previous"][: sound[-1]], "log": log}
+        models[model] = _without_canary(entry, f"{version} serves again") | {"version": version, "previous": entry["previous"][: sound[-1]], "log": log}
         _write_champions(root, models)
     return version
+
+# %% ../../nbs/serving/artifacts.ipynb #15449f7d
+def canary(root: str | Path, model: str, version: str, share: float, why: str = "") -> Artifact:
+    """Let `version` of `model` answer a `share` (over 0, up to 1) of people beside the champion, after verifying it; another canary ends.
+
+    'missing' without a champion, who has to step in where the canary fails; 'invalid' for the champion itself.
+    """
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise ArtifactError(f"a canary's share of people is {share!r}: a number over 0 and up to 1 is needed", "invalid")
+    root = Path(root)
+    artifact = open_version(root, model, version)
+    with _writing(root):
+        models = _champions(root)
+        entry = models.get(model, _NEW)
+        if entry["version"] is None:
+            raise ArtifactError(f"{model} has no champion that a canary could be beside: promote a version first", "missing")
+        if entry["version"] == version:
+            raise ArtifactError(f"{version} is the champion of {model} already", "invalid")
+        entry = _without_canary(entry, f"{version} came")
+        begun = {"version": version, "share": float(share), "why": why}
+        models[model] = entry | {"canary": {"version": version, "share": float(share)}, "canaries": [*entry.get("canaries", []), begun]}
+        _write_champions(root, models)
+    return artifact
+
+
+def end_canary(root: str | Path, model: str, why: str = "ended", failing: str | None = None) -> str | None:
+    """Give all people back to the champion; the version that was the canary, None if there was none. With `failing` only that version is ended."""
+    root = Path(root)
+    with _writing(root):
+        models = _champions(root)
+        entry = models.get(_named(model, "model"), _NEW)
+        version = (entry.get("canary") or {"version": None})["version"]
+        if version is None or failing not in (None, version):
+            return None
+        models[model] = _without_canary(entry, why)
+        _write_champions(root, models)
+    return version
+
+
+def canaries(root: str | Path, model: str) -> list[dict]:
+    """Every beginning and end of a canary of `model`, oldest first: `version`, `share` (0: it ended), and `why`."""
+    return list(_champions(Path(root)).get(_named(model, "model"), {}).get("canaries", []))
+
+
+def meets_canary(model: str, version: str, share: float, user_id: int) -> bool:
+    """Whether a person is among the share of people whom a canary answers."""
+    place = int.from_bytes(hashlib.blake2b(f"{model} {version} {user_id}".encode(), digest_size=8).digest(), "big")
+    return place < share * 2**64
 
 # %% ../../nbs/serving/artifacts.ipynb #aac51702
 def sweep(root: str | Path) -> list[Path]:
