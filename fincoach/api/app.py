@@ -6,7 +6,7 @@
 __all__ = ['log', 'MODELS', 'told', 'on_http', 'on_invalid', 'on_database', 'Numbered', 'parts_of', 'services_health',
            'create_app', 'memory_mb', 'serve']
 
-# %% ../../nbs/api/app.ipynb #7d30945b
+# %% ../../nbs/api/app.ipynb #0645b27d
 import asyncio
 import itertools
 import json
@@ -30,6 +30,7 @@ import fincoach
 from .access import LIMITS, Access, Limits, Shield, check_policy, keys_from
 from .asking import Clock, Parts, Pool, explained_to_askers
 from .coaching import coaching_router
+from .financial import financial_router
 from .schemas import Health, ServiceHealth, ServicesHealth
 from ..data.database import DatabaseError, connect
 from ..serving.cache import PredictionCache
@@ -201,14 +202,14 @@ async def services_health(parts: Parts) -> ServicesHealth:
     worst = "down" if found[0].status == "down" else "degraded" if any(s.status != "healthy" for s in found) else "healthy"
     return ServicesHealth(status=worst, version=fincoach.__version__, today=parts.clock().date(), services=found)
 
-# %% ../../nbs/api/app.ipynb #aa79ca27
+# %% ../../nbs/api/app.ipynb #b81a4096
 def create_app(parts: Parts) -> FastAPI:
     """The app on its parts. Raises `AccessError` for a route that nobody said who may use."""
     app = FastAPI(title="FinCoach", version=fincoach.__version__, summary="Answers about a person's money, each with how sure it is and what it stands on.",
                   docs_url=None, redoc_url=None, lifespan=_living, exception_handlers={HTTPException: on_http, RequestValidationError: on_invalid, DatabaseError: on_database})
     app.state.fincoach = parts
     _add_health(app, parts)
-    for router in (coaching_router(parts, parts.access.own),):
+    for router in (coaching_router(parts, parts.access.own), financial_router(parts, parts.access.own)):
         app.router.routes.extend(router.routes)  # include_router would look at every router for every request
     check_policy(app.routes)
     app.add_middleware(Shield)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIRST_DAY', 'FORM', 'AsOf', 'Problem', 'away', 'busy', 'Clock', 'day_meant', 'Look', 'zone_of', 'newest_day', 'Pool',
-           'Parts', 'version_of', 'explained_to_askers', 'respond', 'stored', 'problems', 'Endpoint', 'add_endpoint']
+           'Parts', 'version_of', 'explained_to_askers', 'look_at', 'respond', 'stored', 'problems', 'Endpoint',
+           'add_endpoint']
 
 # %% ../../nbs/api/asking.ipynb #165bf36e
 import asyncio
@@ -215,19 +216,23 @@ class explained_to_askers:
         if isinstance(error, ServiceError):
             raise Problem(422, "this cannot be answered for this person", "look at /health/services") from error
 
-# %% ../../nbs/api/asking.ipynb #44c03bba
+# %% ../../nbs/api/asking.ipynb #178d90d4
+async def look_at(parts: Parts, user_id: int, as_of: date | None = None) -> Look:
+    """A look at a person at the end of a day (default: today, where the person is), with the models that serve them now."""
+    now = parts.clock()
+    user, zone = await parts.person(user_id)
+    return Look(parts.engine, parts.manager.lineup().of(user_id), user_id, user, zone, day_meant(as_of, now, zone), now)
+
+
 async def respond(parts: Parts, user_id: int, as_of: date | None, kind: str, models: tuple[str, ...], make: Callable[[Look], Schema], subject: str = "") -> Response:
     """The answer to a question about a person as bytes: a kept one, or the one that `make` makes of a `Look`.
 
     `kind` (of serving.cache.LIFETIMES) and `subject` are what it is kept under.
     """
     with explained_to_askers():
-        now = parts.clock()
-        user, zone = await parts.person(user_id)
-        day, lineup = day_meant(as_of, now, zone), parts.manager.lineup().of(user_id)
-        question = Question(user_id, kind, day, version_of({m: lineup[m].version for m in models}), FORM, subject)
-        look = Look(parts.engine, lineup, user_id, user, zone, day, now)
-        asked = parts.cache.answer_async(question, now, lambda: _made(look, make), run=parts.pool.submit, stale_ok=True)
+        look = await look_at(parts, user_id, as_of)
+        question = Question(user_id, kind, look.as_of, version_of({m: look.lineup[m].version for m in models}), FORM, subject)
+        asked = parts.cache.answer_async(question, look.now, lambda: _made(look, make), run=parts.pool.submit, stale_ok=True)
         kept = await parts.pool.within(asked)
     body = _cautioned(kept.body, kept.warning) if kept.warning else kept.body
     return Response(body, media_type="application/json", headers={"x-fincoach-cache": "hit" if kept.cached else "miss"})
@@ -247,9 +252,7 @@ def _cautioned(body: bytes, warning: str) -> bytes:
 async def stored(parts: Parts, user_id: int, make: Callable[[Look], Schema]) -> Response:
     """The answer of something that stores: made each time, never kept."""
     with explained_to_askers():
-        now = parts.clock()
-        user, zone = await parts.person(user_id)
-        look = Look(parts.engine, parts.manager.lineup().of(user_id), user_id, user, zone, day_meant(None, now, zone), now)
+        look = await look_at(parts, user_id)
         made = await parts.pool.run(lambda: make(look).model_dump_json().encode())
     return Response(made, media_type="application/json")
 

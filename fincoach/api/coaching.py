@@ -7,17 +7,18 @@ __all__ = ['COACHING', 'RequestId', 'Buffer', 'Number', 'segment_info', 'segment
            'goal_probability', 'financial_forecast', 'behavioral_insights', 'recommendation', 'decided_for',
            'take_feedback', 'coaching_router']
 
-# %% ../../nbs/api/coaching.ipynb #4db1c436
+# %% ../../nbs/api/coaching.ipynb #a178505c
 from datetime import date, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
 from starlette.responses import Response
 
-from .asking import AsOf, Endpoint, Look, Parts, Problem, add_endpoint, problems, respond, stored, version_of
+from .asking import AsOf, Endpoint, Look, Parts, Problem, add_endpoint, problems, respond, stored
+from .financial import segment_comparison
 from fincoach.api.schemas import (
     Alternative, BehavioralInsight, BehavioralInsights, EarlyWarning, EnhancedAIRecommendation, Evidence, ExpectedPayment, Factor, Fall, Fan, FeedbackTaken, FinancialForecast,
-    GoalAchievementProbability, GoalChange, LowestPoint, Ranged, RecommendationFeedback, RecommendationReason, RecommendationStrategy, SavingsAhead, SegmentInsights,
+    GoalAchievementProbability, GoalChange, LowestPoint, PeerStanding, Ranged, RecommendationFeedback, RecommendationReason, RecommendationStrategy, SavingsAhead, SegmentInsights,
     SpendingPrediction, Trait, UserSegmentInfo, WeekAhead,
 )
 from ..data.database import explained, reading
@@ -135,16 +136,16 @@ def _warned(w) -> EarlyWarning:
     """An early warning."""
     return EarlyWarning(kind=w.kind, what=w.what, day=w.day, first=w.first, last=w.last, lead_days=w.lead_days, chance=w.chance, evidence=list(w.evidence))
 
-# %% ../../nbs/api/coaching.ipynb #5bafdaca
+# %% ../../nbs/api/coaching.ipynb #02110c72
 def financial_forecast(look: Look, buffer_minor: int | None = None) -> FinancialForecast:
     """Where the balance goes over twelve weeks, what is left of income, how tight it gets, and what to warn of."""
-    o = look.ask("health", lambda service: service.outlook(look.user_id, look.as_of, buffer=buffer_minor))
+    o, status = look.ask("health", lambda service: (service.outlook(look.user_id, look.as_of, buffer=buffer_minor), service.status))
     flow, stress = o.balance, o.stress
     low = flow.low and LowestPoint(expected_minor=flow.low.amount, low80_minor=flow.low.low, high80_minor=flow.low.high, day=flow.low.day, first=flow.low.first, last=flow.low.last)
     falls = [Fall(below_minor=f.below, days=f.days, chance=f.chance, day=f.day, first=f.first, last=f.last) for f in flow.falls]
     due = [ExpectedPayment(day=p.day, first=None, last=None, name=p.who or "", category="", amount_minor=p.amount, chance=p.chance) for p in flow.due]
     return FinancialForecast(
-        **look.about(_WAYS[flow.made_by], flow.model_version or look.used["health"], [*flow.warnings, *o.savings.warnings, *o.warnings.warnings]), currency=flow.currency, balance_known=flow.known,
+        **look.about(_WAYS[flow.made_by], flow.model_version or look.used["health"], [*status.warnings, *flow.warnings, *o.savings.warnings, *o.warnings.warnings]), currency=flow.currency, balance_known=flow.known,
         balance_minor=flow.start, buffer_minor=flow.buffer, fan=_fan(flow), below=None if flow.below is None else list(flow.below), falls=falls, lowest=low, payments=due,
         savings=_savings(o.savings), stress=stress.level, stress_because=[f"{r.what}: {r.value:.2f} (line: {r.line:g})" for r in stress.reasons],
         early_warnings=[_warned(w) for w in o.warnings.items])
@@ -168,7 +169,7 @@ def _of_warning(w) -> BehavioralInsight:
     priority = "high" if w.kind in ("below zero", "income missing") or w.lead_days <= 14 else "medium"
     return BehavioralInsight(kind=w.kind, source="balance", priority=priority, words=w.what, chance=w.chance, first=w.first, last=w.last, evidence=list(w.evidence))
 
-# %% ../../nbs/api/coaching.ipynb #edf34c75
+# %% ../../nbs/api/coaching.ipynb #03347b07
 _PRIORITIES = ("high", "medium", "low")
 
 
@@ -181,7 +182,7 @@ def behavioral_insights(look: Look) -> BehavioralInsights:
     looked = ["spending", *(["goals"] if goals.goals else []), *outlook.warnings.looked]
     made_by = {_WAYS[outlook.balance.made_by], "rules" if "rules" in alerts.model_version else "model"}
     return BehavioralInsights(
-        **look.about("rules" if made_by == {"rules"} else "model" if "model" in made_by else "unknown", version_of(look.used), [*alerts.warnings, *goals.warnings, *outlook.warnings.warnings]),
+        **look.about("rules" if made_by == {"rules"} else "model" if "model" in made_by else "unknown", ", ".join(f"{m} {v}" for m, v in sorted(look.used.items())), [*alerts.warnings, *goals.warnings, *outlook.warnings.warnings]),
         insights=sorted(found, key=lambda i: (_PRIORITIES.index(i.priority), -(i.chance or 1.0), i.words)), looked_at=looked, engagement=None)
 
 # %% ../../nbs/api/coaching.ipynb #5d56e908
@@ -228,10 +229,11 @@ def take_feedback(look: Look, recommendation_id: int, feedback: RecommendationFe
         raise Problem(409, f"recommendation {recommendation_id} was to say nothing, or lies ahead of now: there is nothing to answer", "answer one that has a message") from None
     return FeedbackTaken(recommendation_id=recommendation_id, reward=learned.reward, outcome=learned.outcome)
 
-# %% ../../nbs/api/coaching.ipynb #4f7bc052
+# %% ../../nbs/api/coaching.ipynb #25974f9c
 COACHING = (
     Endpoint("/user-segment", segment_info, UserSegmentInfo, "segment", "", ("segmentation",), "Which segment is the person in?"),
     Endpoint("/segment-insights", segment_insights, SegmentInsights, "segment", "insights", ("segmentation",), "What is the segment like, and the person in it?"),
+    Endpoint("/segment-comparison", segment_comparison, PeerStanding, "segment", "comparison", ("segmentation",), "How does the person compare with the people of the segment?"),
     Endpoint("/spending-prediction", spending_prediction, SpendingPrediction, "spending", "", ("spending",), "What will the coming weeks cost?"),
     Endpoint("/behavioral-insights", behavioral_insights, BehavioralInsights, "health", "insights", ("spending", "goal", "health"), "What is worth saying?"),
 )
