@@ -33,7 +33,7 @@ from fincoach.serving.inputs import (
     window,
 )
 from .network import OPERATORS, NetworkError, _notes, _session, check_graph
-from .offsets import AND, Offsets, offsets_from_dict, offsets_to_dict, shifted
+from .offsets import AND, AS_SAID, Offsets, offsets_from_dict, offsets_to_dict, shifted
 from .trees import Trees
 from ..show import Card, Html, facts, html, join, table
 
@@ -406,7 +406,8 @@ class SpendingParameters:
 
     `weights` (H, 3) and `month_weights` (3,) say how much each of `VOICES` counts; `expected` (H, 3) make the expected amount of the point,
     the twelve-week mean and the scale; `shares` hold half_life (weeks) and even; `weekly` and `monthly` widen the ranges by group, which is of
-    'activity', of 'segment' or of 'both' as `grouped_by` says; `inputs` are the names of what the models read.
+    'activity', of 'segment' or of 'both' as `grouped_by` says; `chances` are the numbers for `offsets.set_right`, of the chance that a month comes to more
+    than an amount; `inputs` are the names of what the models read.
     """
 
     version: str
@@ -421,6 +422,7 @@ class SpendingParameters:
     weekly: Offsets
     monthly: Offsets
     segmentation: str = ""
+    chances: tuple[float, ...] = AS_SAID
     inputs: dict = None
     format: int = FORMAT
 
@@ -436,6 +438,8 @@ class SpendingParameters:
         keep("weights", _grid(self.weights, "weights", HORIZON, len(VOICES), 0.0))
         keep("month_weights", _grid([self.month_weights], "month_weights", 1, len(VOICES), 0.0)[0])
         keep("expected", _grid(self.expected, "expected", HORIZON, 3))
+        keep("chances", _grid([self.chances], "chances", 1, 3)[0])
+        _need(min(self.chances[:2]) > 0, "chances: the first two numbers must be above 0, or a higher chance would not stay the higher")
         _need(isinstance(self.shares, dict) and set(self.shares) == {"half_life", "even"}, "shares must hold half_life and even, and nothing else")
         keep("shares", {k: _number(v, f"shares.{k}", above=0) for k, v in self.shares.items()})
         named = {k: list(v) for k, v in _INPUTS.items()}
