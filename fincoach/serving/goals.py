@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AIM', 'Lever', 'payment_for', 'date_for', 'Influence', 'GoalPrediction', 'GoalTrajectory', 'Adjustment',
-           'GoalAdjustments', 'Insight', 'GoalInsights', 'GoalPredictionService']
+           'GoalAdjustments', 'Insight', 'GoalInsights', 'GoalPredictions', 'GoalPredictionService']
 
-# %% ../../nbs/serving/goals.ipynb #93e3ce96
+# %% ../../nbs/serving/goals.ipynb #04e8c1a7
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,14 +20,16 @@ import polars as pl
 import sqlalchemy as sa
 
 from ..data.database import connect, explained, read_person
+from ..features.behavior import extract
 from fincoach.features.goals import (
-    AS_NOW, EVEN, GOAL_FEATURES, GOAL_NAMES, HABITS, GoalProgressAnalyzer, Scenario, Trajectory, _reached_on, _saved, goal_numbers,
+    AS_NOW, EVEN, GOAL_FEATURES, GOAL_NAMES, HABITS, GoalProgressAnalyzer, Scenario, Trajectory, _paydays_left, _reached_on, _saved, goal_numbers,
 )
-from ..features.ledger import DUE, END, NEVER, START, TARGET, Person, day_number, person_from_rows
+from ..features.ledger import DUE, END, NEEDED, NEVER, START, TARGET, Ledgers, Person, day_number, person_from_rows
 from .actions import _about, _spoken, objections
 from .artifacts import ArtifactError, champion, open_version
 from .cache import Question, remembered
 from .cashflow import fan_picture
+from .everybody import blocks_of
 from .goal_model import GoalModel
 from .inference import ParametersError
 from .network import NetworkError
@@ -82,7 +84,7 @@ def _crossing(chance: np.ndarray) -> tuple[int, float] | None:
     first = int((chance >= AIM).argmax())
     return first, float(chance[first])
 
-# %% ../../nbs/serving/goals.ipynb #fa02674e
+# %% ../../nbs/serving/goals.ipynb #fdebeaac
 class _Way(NamedTuple):
     """What answers: the model or counting, its version, and why not the model."""
 
@@ -116,10 +118,15 @@ class _Goal(NamedTuple):
     @property
     def status(self) -> str:
         """'reached', 'closed', 'over', 'no date' or 'open'."""
-        g, day = self.person.goals[self.number], day_number(self.as_of)
-        if _reached_on(self.person, self.number, min(day, int(g[END]), int(g[DUE]))) < NEVER:
-            return "reached"
-        return "closed" if g[END] <= day else "over" if g[DUE] <= day else "no date" if g[DUE] >= NEVER else "open"
+        return _status(self.person, self.number, day_number(self.as_of))
+
+
+def _status(person: Person, number: int, day: int) -> str:
+    """How a goal of a person stands at the end of a day."""
+    g = person.goals[number]
+    if _reached_on(person, number, min(day, int(g[END]), int(g[DUE]))) < NEVER:
+        return "reached"
+    return "closed" if g[END] <= day else "over" if g[DUE] <= day else "no date" if g[DUE] >= NEVER else "open"
 
 
 def _day(number: float) -> date:
@@ -242,7 +249,7 @@ def _sure(width: float, unknown: int, unusual: int, far: bool) -> tuple[str, str
         said.append("it is due later than any that was learned from" if far else f"{unknown} numbers are unknown" if unknown >= 4 else f"{unusual} numbers are unlike those of other goals")
     return ("high", "medium", "low")[min(level, 2)], "; ".join(said)
 
-# %% ../../nbs/serving/goals.ipynb #7430badd
+# %% ../../nbs/serving/goals.ipynb #9d64a159
 def _prediction(goal: _Goal, way: _Way) -> GoalPrediction:
     """The answer for one goal."""
     status, look = goal.status, _look(goal, way)
@@ -252,10 +259,8 @@ def _prediction(goal: _Goal, way: _Way) -> GoalPrediction:
     if status != "open":
         return replace(answer, sentence=_closed(goal, status, look))
     if way.model is None:
-        used = int((look.paid > 0).sum())
-        chance = look.predict_trajectory().chance()
-        half = 1.96 * math.sqrt(max(chance * (1 - chance), 0.05) / (len(look.paid) + 2))
-        found = replace(answer, chance=chance, low=max(chance - half, 0.0), high=min(chance + half, 1.0), confidence="low", why_confidence=f"counted from {used} payments on {len(look.paid)} paydays, without a model")
+        used, (chance, low, high) = int((look.paid > 0).sum()), _counted(look)
+        found = replace(answer, chance=chance, low=low, high=high, confidence="low", why_confidence=f"counted from {used} payments on {len(look.paid)} paydays, without a model")
         return replace(found, sentence=_said(found))
     x = goal_numbers(goal.person, goal.number, goal.as_of, look.values)
     odds = way.model(x[None])
@@ -264,6 +269,13 @@ def _prediction(goal: _Goal, way: _Way) -> GoalPrediction:
     helps, risks = _influences(way.model, x, chance)
     found = replace(answer, chance=chance, low=low, high=high, confidence=sure, why_confidence=why, helps=helps, risks=risks)
     return replace(found, sentence=_said(found))
+
+
+def _counted(look: GoalProgressAnalyzer) -> tuple[float, float, float]:
+    """The chance by counting paydays, and its band."""
+    chance = look.predict_trajectory().chance()
+    half = 1.96 * math.sqrt(max(chance * (1 - chance), 0.05) / (len(look.paid) + 2))
+    return chance, max(chance - half, 0.0), min(chance + half, 1.0)
 
 
 def _money(minor: float, goal) -> str:
@@ -616,9 +628,8 @@ def _adjustments_of(d: dict) -> GoalAdjustments:
 def _insights_of(d: dict) -> GoalInsights:
     return GoalInsights(**_dated(d, "as_of") | {"insights": tuple(Insight(**i) for i in d["insights"])})
 
-# %% ../../nbs/serving/goals.ipynb #cde2268d
+# %% ../../nbs/serving/goals.ipynb #d3902a06
 RULES_VERSION, FORM = "counting-1", "goal-1"
-_TABLES = ("transactions", "financial_goals", "goal_contributions")
 _WHY = {
     "missing": "the trained model is missing", "altered": "the trained model was altered after it was written", "cut": "the trained model is incomplete",
     "newer": "the trained model is from a newer FinCoach than this one", "invalid": "the trained model cannot be used",
@@ -639,13 +650,97 @@ def _load(artifacts: Path, version: str | None = None) -> _Way:
         return _Way(RULES_VERSION, None, f"the trained model cannot be read: {error.strerror or type(error).__name__}")
 
 
+def _checked_day(as_of: date) -> None:
+    """A `ServiceError` for what is no plain date."""
+    if isinstance(as_of, datetime) or not isinstance(as_of, date):
+        raise ServiceError(f"as_of is a datetime.date, not {as_of!r}: write date(2026, 1, 31)")
+
+
 def _checked_scenario(s: Scenario) -> Scenario:
     """A scenario with factors from 0 to 10."""
     if not isinstance(s, Scenario) or not all(isinstance(v, (int, float)) and 0 <= v <= 10 for v in (s.payments, s.regularity)):
         raise ServiceError(f"{s!r} is no scenario: Scenario(name, meaning, payments, regularity) with factors from 0 to 10 is needed")
     return s
 
-# %% ../../nbs/serving/goals.ipynb #517484a3
+# %% ../../nbs/serving/goals.ipynb #174f0a96
+@dataclass(frozen=True, repr=False)
+class GoalPredictions(Card):
+    """The chances of all goals that had been set by a day.
+
+    `table`: one row a goal: user_id, goal_id, status (as in `GoalPrediction`), due, target_minor, saved_minor, paydays_left, and where the status is 'open' chance, low, high and confidence.
+    """
+
+    as_of: date
+    made_by: str  # 'model' or 'counting'
+    model_version: str
+    why_rules: str
+    table: pl.DataFrame
+
+    def __len__(self):
+        return len(self.table)
+
+    def __repr__(self):
+        return (f"GoalPredictions({self.as_of}: {len(self):,} goals of {self.table['user_id'].n_unique():,} people, {(self.table['status'] == 'open').sum():,} open, "
+                f"{(self.table['chance'] >= AIM).sum():,} of them likely; {self.made_by})")
+
+    def to_frame(self) -> pl.DataFrame:
+        """The table."""
+        return self.table
+
+    def card_title(self) -> str:
+        return f"All goals as of {self.as_of}"
+
+    def card_body(self) -> Html:
+        level = pl.when(pl.col("chance") >= AIM).then(pl.lit("likely")).when(pl.col("chance") >= 0.45).then(pl.lit("may be")).when(pl.col("chance").is_not_null()).then(pl.lit("not likely as things are"))
+        rows = self.table.group_by(pl.coalesce(level, "status").alias("goals that are")).agg(pl.len().alias("goals"), pl.col("user_id").n_unique().alias("people"), pl.col("chance").mean()).sort("goals", descending=True)
+        return join([table(rows.to_dicts(), formats={"chance": ".0%"}), prose(f"Answered by {'the model' if self.made_by == 'model' else 'counting paydays, because ' + self.why_rules}, {self.model_version}.")])
+
+# %% ../../nbs/serving/goals.ipynb #14aac0da
+_SCHEMA = {"user_id": pl.Int64, "goal_id": pl.Int64, "status": pl.String, "due": pl.Date, "target_minor": pl.Int64, "saved_minor": pl.Int64, "paydays_left": pl.Int64,
+           "chance": pl.Float64, "low": pl.Float64, "high": pl.Float64, "confidence": pl.String}
+
+
+def _goal_ids(frames: dict) -> list[int]:
+    """The ids of the goals of `Ledgers`, in their order."""
+    goals = frames["financial_goals"].join(frames["users"].select(pl.col("id").alias("user_id"), pl.col("currency").alias("own")), on="user_id")
+    return goals.filter((pl.col("currency") == pl.col("own")) & pl.col("target_minor").is_between(-(2**53), 2**53)).sort("user_id", "id")["id"].to_list()
+
+
+def _standing(ledgers: Ledgers, ids: list[int], as_of: date, values: np.ndarray):
+    """For each goal set by a day: (its row in `_SCHEMA` up to paydays_left, the person, its number, the person's numbers)."""
+    day = day_number(as_of)
+    for i in np.flatnonzero(np.diff(ledgers.goal_offsets)).tolist():
+        person, first = ledgers.person(i), int(ledgers.goal_offsets[i])
+        for n, (target, start, due, _) in enumerate(person.goals.tolist()):
+            if start <= day:
+                status = _status(person, n, day)
+                left = _paydays_left(person, n, day, min(due, day + 31 * 120)) if status == "open" else 0
+                yield ((int(ledgers.user_ids[i]), ids[first + n], status, None if due >= NEVER else _day(due), target, int(_saved(person, n, day)), left), person, n, values[i])
+
+# %% ../../nbs/serving/goals.ipynb #ac6de38c
+def _chances(goals: list, as_of: date, way: _Way) -> list[tuple]:
+    """(chance, low, high, confidence) of open goals as `_standing` gives them."""
+    if way.model is None:
+        looks = (GoalProgressAnalyzer(person, n, as_of, HABITS, EVEN) for _, person, n, _ in goals)
+        return [(*_counted(look), "low") for look in looks]
+    X = np.array([goal_numbers(person, n, as_of, values) for _, person, n, values in goals]).reshape(-1, len(GOAL_NAMES))
+    if not len(X):
+        return []
+    odds, day, horizon = way.model(X), day_number(as_of), way.model.parameters.horizon
+    far = [(int(person.goals[n, DUE]) - day) / 30.4375 > horizon for _, person, n, _ in goals]
+    rows = zip(*(v.tolist() for v in odds), far, strict=True)
+    return [(chance, low, high, _sure(high - low, unknown, unusual, late)[0]) for chance, low, high, unknown, unusual, late in rows]
+
+
+def _scored(frames: dict, as_of: date, way: _Way) -> pl.DataFrame:
+    """The rows of `GoalPredictions` of a block of people."""
+    ledgers = Ledgers.from_frames(frames)
+    found = list(_standing(ledgers, _goal_ids(frames), as_of, extract(ledgers, as_of)))
+    told = iter(_chances([f for f in found if f[0][2] == "open"], as_of, way))
+    rows = [(*f[0], *(next(told) if f[0][2] == "open" else (None, None, None, None))) for f in found]
+    return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+
+# %% ../../nbs/serving/goals.ipynb #8180f120
 class GoalPredictionService:
     """Answers about goals, from a database (URL or engine) and a folder of artifacts.
 
@@ -687,10 +782,16 @@ class GoalPredictionService:
         """What is worth saying about a person's goals, each with its evidence; often nothing."""
         return self._ask(user_id, as_of, now, "insights", lambda way: _insights(_goals(self.engine, user_id, as_of), way, user_id, as_of), _insights_of)
 
+    def predict_all(self, as_of: date, source=None) -> GoalPredictions:
+        """The chances of all goals of everybody as of a day: of the database, or of frames or a snapshot given as `source`. Nothing is stored."""
+        _checked_day(as_of)
+        way, blocks = self._way, blocks_of(self.engine if source is None else source, as_of, NEEDED)
+        found = [_scored(frames, as_of, way) for frames in blocks]
+        return GoalPredictions(as_of, "model" if way.model else "counting", way.version, way.why_rules, pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA))
+
     def _ask(self, user_id: int, as_of: date, now: datetime | None, subject: str, make: Callable, read: Callable):
         """`make(way)`, kept under `subject` where `now` says when it is asked; `read` makes it from its plain values."""
-        if isinstance(as_of, datetime) or not isinstance(as_of, date):
-            raise ServiceError(f"as_of is a datetime.date, not {as_of!r}: write date(2026, 1, 31)")
+        _checked_day(as_of)
         way, fresh = self._way, []
         if now is None:
             return make(way)
@@ -699,6 +800,6 @@ class GoalPredictionService:
             fresh.append(make(way))
             return fresh[0].to_dict()
 
-        given = remembered(self.engine, Question(user_id, "goal", as_of, way.version, FORM, subject, tables=_TABLES), now, plainly)
+        given = remembered(self.engine, Question(user_id, "goal", as_of, way.version, FORM, subject), now, plainly)
         found = fresh[0] if fresh else read(given.answer)
         return replace(found, cached=given.cached, made_at=given.made_at, warnings=(*found.warnings, given.warning) if given.warning else found.warnings)
