@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'MODELS', 'told', 'on_http', 'on_invalid', 'on_database', 'Numbered', 'parts_of', 'services_health',
-           'create_app', 'memory_mb', 'serve']
+           'create_app', 'close_parts', 'memory_mb', 'serve']
 
-# %% ../../nbs/api/app.ipynb #0645b27d
+# %% ../../nbs/api/app.ipynb #60143b5a
 import asyncio
 import itertools
 import json
@@ -27,13 +27,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import fincoach
-from .access import LIMITS, Access, Limits, Shield, check_policy, keys_from
+from .access import LIMITS, Access, Erasures, Limits, Shield, admin_router, check_policy, keys_from, me_router
 from .asking import Clock, Parts, Pool, explained_to_askers
 from .coaching import coaching_router
 from .financial import financial_router
+from .metrics import CONTENT_TYPE, Measured, Metrics, Watched
 from .schemas import Health, ServiceHealth, ServicesHealth
+from .tracking import BehavioralTrackingMiddleware, EventCapture, events_router
 from ..data.database import DatabaseError, connect
+from ..data.rights import Places
 from ..serving.cache import PredictionCache
+from ..serving.events import BehavioralEventService, EventBatcher
 
 # %% ../../nbs/api/app.ipynb #b60ff47d
 def told(scope, status: int, error: str, what_to_do: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -123,16 +127,20 @@ def _engine_for(database: str | sa.Engine) -> sa.Engine:
         url = url.update_query_dict({"connect_timeout": "2", "options": "-c statement_timeout=4000"} | dict(url.query))
     return connect(url.render_as_string(hide_password=False), wait=2.0)
 
-# %% ../../nbs/api/app.ipynb #23acd1b9
-def parts_of(database: str | sa.Engine, artifacts: str | Path, clock: Clock | None = None, environ: Mapping[str, str] = os.environ, limits: Limits = LIMITS, pool: Pool | None = None) -> Parts:
-    """The parts of a service on a database and a folder of artifacts. Nothing is loaded yet, and nothing is asked of the database.
+# %% ../../nbs/api/app.ipynb #bb358185
+def parts_of(database: str | sa.Engine, artifacts: str | Path, clock: Clock | None = None, environ: Mapping[str, str] = os.environ, limits: Limits = LIMITS, pool: Pool | None = None,
+             places: Places | None = None) -> Parts:
+    """The parts of a service on a database and a folder of artifacts. Nothing is asked of the database yet.
 
-    `environ` holds the key that tokens are signed with (see `api.access`).
+    `environ` holds the key that tokens are signed with (see `api.access`); `places` are the folders in which an erased person is looked for (default:
+    only the artifacts).
     """
-    engine = _engine_for(database)
-    return Parts(engine, Plainly(engine, artifacts), PredictionCache(engine), clock or Clock(), pool or Pool(), access=Access(engine, keys_from(environ), limits))
+    engine, artifacts = _engine_for(database), Path(artifacts)
+    access, batcher = Access(engine, keys_from(environ), limits), EventBatcher(engine)
+    return Parts(engine, Plainly(engine, artifacts), PredictionCache(engine), clock or Clock(), pool or Pool(), access=access, batcher=batcher,
+                 events=BehavioralEventService(engine, batcher), erasures=Erasures(access, places or Places(artifacts, artifacts, artifacts)), metrics=Metrics())
 
-# %% ../../nbs/api/app.ipynb #e580a260
+# %% ../../nbs/api/app.ipynb #21a1f143
 from types import SimpleNamespace
 
 
@@ -157,6 +165,8 @@ class Plainly:
 
     def ask(self, name, call):
         return SimpleNamespace(answer=call(self.services[name]), version=self[name].version)
+
+    counts = {}  # noqa: RUF012
 
     def close(self):
         pass
@@ -189,7 +199,7 @@ async def _database(parts: Parts) -> ServiceHealth:
         well = False
     return ServiceHealth(name="database", status="healthy" if well else "down", says="" if well else "the database does not answer, or has not the tables of this version")
 
-# %% ../../nbs/api/app.ipynb #8b0fcedd
+# %% ../../nbs/api/app.ipynb #4f73381b
 MODELS = ("segmentation", "recommendation", "spending", "goal", "health")
 
 
@@ -198,48 +208,87 @@ async def services_health(parts: Parts) -> ServicesHealth:
     lineup = parts.manager.lineup()
     found = [await _database(parts), *(_of_model(name, lineup[name]) for name in MODELS)]
     full = parts.pool.under_way >= parts.pool.queue
+    events = parts.batcher.status()
+    found.append(ServiceHealth(name="events", status="degraded" if events["trouble"] else "healthy", says=events["trouble"] and "the last events could not be stored"))
     found.append(ServiceHealth(name="computing", status="degraded" if full else "healthy", says=f"{parts.pool.under_way} of {parts.pool.queue} places are taken"))
     worst = "down" if found[0].status == "down" else "degraded" if any(s.status != "healthy" for s in found) else "healthy"
     return ServicesHealth(status=worst, version=fincoach.__version__, today=parts.clock().date(), services=found)
 
-# %% ../../nbs/api/app.ipynb #b81a4096
-def create_app(parts: Parts) -> FastAPI:
+# %% ../../nbs/api/app.ipynb #37b8b224
+def create_app(parts: Parts, limits: Limits = LIMITS) -> FastAPI:
     """The app on its parts. Raises `AccessError` for a route that nobody said who may use."""
     app = FastAPI(title="FinCoach", version=fincoach.__version__, summary="Answers about a person's money, each with how sure it is and what it stands on.",
                   docs_url=None, redoc_url=None, lifespan=_living, exception_handlers={HTTPException: on_http, RequestValidationError: on_invalid, DatabaseError: on_database})
     app.state.fincoach = parts
+    own = parts.access.own
     _add_health(app, parts)
-    for router in (coaching_router(parts, parts.access.own), financial_router(parts, parts.access.own)):
+    for router in (coaching_router(parts, own), financial_router(parts, own), events_router(parts.events, own, parts.clock), me_router(parts.access, parts.erasures), admin_router(parts.access)):
         app.router.routes.extend(router.routes)  # include_router would look at every router for every request
     check_policy(app.routes)
-    app.add_middleware(Shield)
+    app.add_middleware(BehavioralTrackingMiddleware, batcher=parts.batcher, capture=EventCapture(parts.clock))
+    app.add_middleware(Shield, limits=limits)
+    app.add_middleware(Measured, metrics=parts.metrics)
     app.add_middleware(Numbered)  # the last one added is the outermost
+    _watch(parts)
     return app
 
 
+def _watch(parts: Parts) -> None:
+    """Lets the metrics read what the parts count themselves."""
+    counted = {
+        "fincoach_cache": ("Answers by where they came from", "result", lambda: {k: v for k, v in parts.cache.counts.items() if k not in ("entries", "bytes")}),
+        "fincoach_events": ("Events by what became of them", "result", lambda: {k: v for k, v in parts.batcher.status().items() if k not in ("waiting", "trouble")}),
+        "fincoach_model_changes": ("Changes of what serves", "change", lambda: parts.manager.counts),
+    }
+    measured = {"fincoach_cache_bytes": ("Memory of kept answers", lambda: parts.cache.counts["bytes"]), "fincoach_event_queue": ("Events that wait", lambda: parts.batcher.status()["waiting"])}
+    parts.metrics.registry.register(Watched(counted, measured, lambda: ((name, parts.manager.lineup()[name].version, "champion") for name in MODELS)))
+
+# %% ../../nbs/api/app.ipynb #40ba2ddd
 def _add_health(app: FastAPI, parts: Parts) -> None:
     """The routes that say how it is."""
     @app.get("/health", response_model=Health, tags=["health"], summary="Does the process live?")
     async def health() -> Response:
         return Response(_ALIVE, media_type="application/json")
 
+    @app.get("/metrics", response_class=Response, tags=["health"], summary="Everything that is counted, as Prometheus reads it")
+    async def metrics() -> Response:
+        return Response(await asyncio.to_thread(parts.metrics.text), headers={"content-type": CONTENT_TYPE})
+
     @app.get("/health/services", response_model=ServicesHealth, tags=["health"], summary="How is each part?")
     async def services() -> Response:
         return Response((await services_health(parts)).model_dump_json(), media_type="application/json")
 
-# %% ../../nbs/api/app.ipynb #3044a7f0
+# %% ../../nbs/api/app.ipynb #654a1d0c
 @asynccontextmanager
 async def _living(app: FastAPI) -> AsyncIterator[None]:
     """Starts and ends what runs beside the requests."""
     parts: Parts = app.state.fincoach
+    parts.erasures.start()
+    sweeping = asyncio.create_task(_sweep(parts))
     try:
         yield
     finally:
-        parts.pool.close()
-        parts.access.close()
-        parts.manager.close()
-        parts.cache.close()
-        parts.engine.dispose()
+        sweeping.cancel()
+        await asyncio.to_thread(close_parts, parts)
+
+
+async def _sweep(parts: Parts) -> None:
+    """Once an hour clears away the answers that have expired."""
+    while True:
+        await asyncio.sleep(3600)
+        with suppress(Exception):  # it will be tried again
+            await asyncio.to_thread(parts.cache.sweep, parts.clock())
+
+
+def close_parts(parts: Parts) -> None:
+    """Lets everything go: events that wait are written first."""
+    parts.batcher.close()
+    parts.pool.close()
+    parts.erasures.close()
+    parts.access.close()
+    parts.manager.close()
+    parts.cache.close()
+    parts.engine.dispose()
 
 # %% ../../nbs/api/app.ipynb #32f49fec
 def memory_mb() -> float:

@@ -167,7 +167,7 @@ class Pool:
         """Take no more calls; those under way end on their own."""
         self.executor.shutdown(wait=False, cancel_futures=True)
 
-# %% ../../nbs/api/asking.ipynb #c23244be
+# %% ../../nbs/api/asking.ipynb #f35dee64
 @dataclass(frozen=True)
 class Parts:
     """The parts of a running service. A backend that mounts the routers makes them with `fincoach.api.app.parts_of`."""
@@ -179,8 +179,9 @@ class Parts:
     pool: Pool
     access: Any = None  # api.access: who may ask for what
     batcher: Any = None  # serving.events: writes events
-    events: Any = None  # serving.events: what they say
-    metrics: Any = None
+    events: Any = None  # serving.events: takes and reads them
+    erasures: Any = None  # api.access: carries out what people may ask for
+    metrics: Any = None  # api.metrics
     zones: dict = field(default_factory=dict, repr=False)  # user_id -> (name, zone, until when that is believed)
 
     async def person(self, user_id: int) -> tuple[str, str]:
@@ -216,7 +217,7 @@ class explained_to_askers:
         if isinstance(error, ServiceError):
             raise Problem(422, "this cannot be answered for this person", "look at /health/services") from error
 
-# %% ../../nbs/api/asking.ipynb #178d90d4
+# %% ../../nbs/api/asking.ipynb #7ede50dd
 async def look_at(parts: Parts, user_id: int, as_of: date | None = None) -> Look:
     """A look at a person at the end of a day (default: today, where the person is), with the models that serve them now."""
     now = parts.clock()
@@ -232,15 +233,24 @@ async def respond(parts: Parts, user_id: int, as_of: date | None, kind: str, mod
     with explained_to_askers():
         look = await look_at(parts, user_id, as_of)
         question = Question(user_id, kind, look.as_of, version_of({m: look.lineup[m].version for m in models}), FORM, subject)
-        asked = parts.cache.answer_async(question, look.now, lambda: _made(look, make), run=parts.pool.submit, stale_ok=True)
+        asked = parts.cache.answer_async(question, look.now, lambda: _kept(parts, look, make), run=parts.pool.submit, stale_ok=True)
         kept = await parts.pool.within(asked)
     body = _cautioned(kept.body, kept.warning) if kept.warning else kept.body
     return Response(body, media_type="application/json", headers={"x-fincoach-cache": "hit" if kept.cached else "miss"})
 
 
-def _made(look: Look, make: Callable[[Look], Schema]) -> Made:
+def _made(parts: Parts, look: Look, make: Callable[[Look], Schema]) -> Schema:
+    """The answer, counted."""
+    answer = make(look)
+    if parts.metrics is not None:
+        for model, version in look.used.items():
+            parts.metrics.answers.labels(model, version, getattr(answer, "made_by", "")).inc()
+    return answer
+
+
+def _kept(parts: Parts, look: Look, make: Callable[[Look], Schema]) -> Made:
     """The answer as plain values, under the versions that did answer."""
-    return Made(make(look).model_dump(mode="json"), version_of(look.used))
+    return Made(_made(parts, look, make).model_dump(mode="json"), version_of(look.used))
 
 
 def _cautioned(body: bytes, warning: str) -> bytes:
@@ -253,7 +263,7 @@ async def stored(parts: Parts, user_id: int, make: Callable[[Look], Schema]) -> 
     """The answer of something that stores: made each time, never kept."""
     with explained_to_askers():
         look = await look_at(parts, user_id)
-        made = await parts.pool.run(lambda: make(look).model_dump_json().encode())
+        made = await parts.pool.run(lambda: _made(parts, look, make).model_dump_json().encode())
     return Response(made, media_type="application/json")
 
 # %% ../../nbs/api/asking.ipynb #7ab5416b

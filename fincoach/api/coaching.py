@@ -7,7 +7,7 @@ __all__ = ['COACHING', 'RequestId', 'Buffer', 'Number', 'segment_info', 'segment
            'goal_probability', 'financial_forecast', 'behavioral_insights', 'recommendation', 'decided_for',
            'take_feedback', 'coaching_router']
 
-# %% ../../nbs/api/coaching.ipynb #a178505c
+# %% ../../nbs/api/coaching.ipynb #c44f2130
 from datetime import date, timedelta
 from typing import Annotated, Any
 
@@ -17,13 +17,14 @@ from starlette.responses import Response
 from .asking import AsOf, Endpoint, Look, Parts, Problem, add_endpoint, problems, respond, stored
 from .financial import segment_comparison
 from fincoach.api.schemas import (
-    Alternative, BehavioralInsight, BehavioralInsights, EarlyWarning, EnhancedAIRecommendation, Evidence, ExpectedPayment, Factor, Fall, Fan, FeedbackTaken, FinancialForecast,
+    Alternative, BehavioralInsight, BehavioralInsights, EarlyWarning, EnhancedAIRecommendation, Engagement, Evidence, ExpectedPayment, Factor, Fall, Fan, FeedbackTaken, FinancialForecast,
     GoalAchievementProbability, GoalChange, LowestPoint, PeerStanding, Ranged, RecommendationFeedback, RecommendationReason, RecommendationStrategy, SavingsAhead, SegmentInsights,
     SpendingPrediction, Trait, UserSegmentInfo, WeekAhead,
 )
 from ..data.database import explained, reading
 from ..data.tables import decimals
 from ..serving.actions import pool_of
+from ..serving.activity import read_behavior, read_changes
 from ..serving.segmentation import ServiceError, plain_phrase
 
 # %% ../../nbs/api/coaching.ipynb #f39f22cb
@@ -169,21 +170,33 @@ def _of_warning(w) -> BehavioralInsight:
     priority = "high" if w.kind in ("below zero", "income missing") or w.lead_days <= 14 else "medium"
     return BehavioralInsight(kind=w.kind, source="balance", priority=priority, words=w.what, chance=w.chance, first=w.first, last=w.last, evidence=list(w.evidence))
 
-# %% ../../nbs/api/coaching.ipynb #03347b07
+# %% ../../nbs/api/coaching.ipynb #171396cf
+def _used(look: Look) -> tuple[Engagement | None, list[BehavioralInsight]]:
+    """How the person used the app in the thirty days before, and what is unlike their own past; (None, []) where nothing is tracked."""
+    behavior = read_behavior(look.engine, look.user_id, look.as_of - timedelta(days=1))
+    if not behavior.tracked:
+        return None, []
+    changes = [c.words for c in read_changes(look.engine, look.user_id, look.as_of).changes]
+    said = [BehavioralInsight(kind="use of the app", source="behavior", priority="low", words=w, chance=None, first=None, last=None, evidence=[]) for w in changes]
+    return Engagement(events=behavior.events, sessions=behavior.sessions, days_active=behavior.days_active, score=behavior.engagement.score, changes=changes), said
+
+# %% ../../nbs/api/coaching.ipynb #01f54c7f
 _PRIORITIES = ("high", "medium", "low")
 
 
 def behavioral_insights(look: Look) -> BehavioralInsights:
     """What is worth saying about a person now, the most urgent first; often nothing."""
-    alerts = look.ask("spending", lambda service: service.generate_spending_alerts(look.user_id, look.as_of))
-    goals = look.ask("goal", lambda service: service.generate_goal_insights(look.user_id, look.as_of))
-    outlook = look.ask("health", lambda service: service.outlook(look.user_id, look.as_of))
-    found = [*map(_of_alert, alerts.alerts), *map(_of_goal, goals.insights), *map(_of_warning, outlook.warnings.items)]
-    looked = ["spending", *(["goals"] if goals.goals else []), *outlook.warnings.looked]
-    made_by = {_WAYS[outlook.balance.made_by], "rules" if "rules" in alerts.model_version else "model"}
+    alerts, spends = look.ask("spending", lambda service: (service.generate_spending_alerts(look.user_id, look.as_of), service.status))
+    goals, saves = look.ask("goal", lambda service: (service.generate_goal_insights(look.user_id, look.as_of), service.status))
+    outlook, balances = look.ask("health", lambda service: (service.outlook(look.user_id, look.as_of), service.status))
+    engagement, used = _used(look)
+    found = [*map(_of_alert, alerts.alerts), *map(_of_goal, goals.insights), *map(_of_warning, outlook.warnings.items), *used]
+    looked = ["spending", *(["goals"] if goals.goals else []), *outlook.warnings.looked, *(["use of the app"] if engagement else [])]
+    why = [f"{model}: {said}" for model, said in (("spending", spends.why_rules), ("goals", saves.why_rules), ("balance", "; ".join(balances.warnings))) if said]
+    made_by = {_WAYS[outlook.balance.made_by], spends.method}
     return BehavioralInsights(
-        **look.about("rules" if made_by == {"rules"} else "model" if "model" in made_by else "unknown", ", ".join(f"{m} {v}" for m, v in sorted(look.used.items())), [*alerts.warnings, *goals.warnings, *outlook.warnings.warnings]),
-        insights=sorted(found, key=lambda i: (_PRIORITIES.index(i.priority), -(i.chance or 1.0), i.words)), looked_at=looked, engagement=None)
+        **look.about("rules" if made_by == {"rules"} else "model" if "model" in made_by else "unknown", ", ".join(f"{m} {v}" for m, v in sorted(look.used.items())), [*why, *alerts.warnings, *goals.warnings, *outlook.warnings.warnings]),
+        insights=sorted(found, key=lambda i: (_PRIORITIES.index(i.priority), -(i.chance or 1.0), i.words)), looked_at=looked, engagement=engagement)
 
 # %% ../../nbs/api/coaching.ipynb #5d56e908
 def _strategy(r) -> RecommendationStrategy:
@@ -241,7 +254,7 @@ RequestId = Annotated[str | None, Query(min_length=1, max_length=64, pattern=r"^
 Buffer = Annotated[int | None, Query(ge=0, le=10**12, description="what the balance should not fall below, in minor units (default: a week of the person's spending)")]
 Number = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
-# %% ../../nbs/api/coaching.ipynb #ca6dc96c
+# %% ../../nbs/api/coaching.ipynb #2c0df0c6
 def coaching_router(parts: Parts, own) -> APIRouter:
     """The routes below /coaching; `own` is the dependency that says whom a request is about (its result has a `user_id`)."""
     router = APIRouter(prefix="/coaching", tags=["coaching"])
@@ -266,13 +279,25 @@ def _add_forecasts(router: APIRouter, parts: Parts, own) -> None:
 
 def _add_decisions(router: APIRouter, parts: Parts, own) -> None:
     """What stores something: decisions, answers to them, a segment."""
+    async def advised(user_id: int, request_id: str | None) -> Response:
+        def make(look: Look) -> EnhancedAIRecommendation:
+            made = recommendation(look, request_id or f"day-{look.as_of}")
+            if parts.metrics is not None and not made.repeated:
+                parts.metrics.advice.labels(made.action).inc()
+            return made
+
+        return await stored(parts, user_id, make)
+
     @router.get("/recommendation", response_model=EnhancedAIRecommendation, responses=problems(), summary="What to say to the person, if anything?", description=recommendation.__doc__)
     async def advice(person: Annotated[Any, Depends(own)], request_id: RequestId = None) -> Response:
-        return await stored(parts, person.user_id, lambda look: recommendation(look, request_id or f"day-{look.as_of}"))
+        return await advised(person.user_id, request_id)
 
     @router.post("/recommendation/{recommendation_id}/feedback", response_model=FeedbackTaken, responses=problems(), summary="What did the person make of it?", description=take_feedback.__doc__)
     async def feedback(recommendation_id: Number, body: RecommendationFeedback, person: Annotated[Any, Depends(own)]) -> Response:
-        return await stored(parts, person.user_id, lambda look: take_feedback(look, recommendation_id, body))
+        answer = await stored(parts, person.user_id, lambda look: take_feedback(look, recommendation_id, body))
+        if parts.metrics is not None:
+            parts.metrics.feedback.labels(body.response).inc()
+        return answer
 
     @router.post("/refresh-segment", response_model=UserSegmentInfo, responses=problems(), summary="Find the segment anew, and store it", description=segment_info.__doc__)
     async def refresh(person: Annotated[Any, Depends(own)]) -> Response:
