@@ -3,8 +3,10 @@
 _WHERE = {
     "CoachingRecommendation": "recommendation",
     "EnhancedCQLModelService": "recommendation",
+    "EnhancedModelManager": "manager",
     "FinancialHealthForecaster": "health",
     "GoalPredictionService": "goals",
+    "PredictionCache": "cache",
     "ServiceError": "segmentation",
     "SpendingPrediction": "spending",
     "SpendingPredictionService": "spending",
@@ -13,7 +15,7 @@ _WHERE = {
 }
 
 __all__ = [
-    "CoachingRecommendation", "EnhancedCQLModelService", "FinancialHealthForecaster", "GoalPredictionService", "ServiceError", "SpendingPrediction",
+    "CoachingRecommendation", "EnhancedCQLModelService", "EnhancedModelManager", "FinancialHealthForecaster", "GoalPredictionService", "PredictionCache", "ServiceError", "SpendingPrediction",
     "SpendingPredictionService", "UserSegmentation", "UserSegmentationService",
 ]
 

@@ -212,7 +212,7 @@ def sweep(engine: sa.Engine, now: datetime) -> int:
         line.raw.commit()
     return gone
 
-# %% ../../nbs/serving/cache.ipynb #2f4a9123
+# %% ../../nbs/serving/cache.ipynb #6677cb9a
 _OWN = "SELECT (SELECT revision FROM user_revisions WHERE user_id = ?), (SELECT revision FROM user_revisions WHERE user_id = 0)"
 State = tuple[int, int]  # the person's revision and everybody's
 
@@ -223,7 +223,7 @@ class _Inline:
     waits = False
 
     def __init__(self, engine: sa.Engine):
-        self.engine, self._lock, self._line, self._file = engine, threading.Lock(), None, None
+        self.engine, self._lock, self._line, self._file, self._where = engine, threading.Lock(), None, None, ""
 
     def read(self, user_id: int) -> State | None:
         """The state of a person now; None for nobody. Raises `DatabaseError`."""
@@ -246,7 +246,8 @@ class _Inline:
         raw = self.engine.raw_connection()
         self._line = raw.driver_connection
         raw.detach()
-        self._line.execute(f"PRAGMA busy_timeout = {_PATIENCE}")
+        for setting in (f"busy_timeout = {_PATIENCE}", "cache_size = -256"):  # kilobytes: it reads one small table
+            self._line.execute(f"PRAGMA {setting}")
         path = self._where = self._line.execute("PRAGMA database_list").fetchone()[2]
         self._file = (path, os.stat(path).st_ino) if path else None
 
