@@ -6,7 +6,7 @@
 __all__ = ['OUTCOMES', 'FIRST', 'AuditError', 'Entry', 'checked', 'Mark', 'row_hash', 'durable', 'durably', 'record', 'append',
            'alias', 'operator', 'Chain', 'verify', 'rows_after', 'keep_mark', 'kept_mark']
 
-# %% ../../nbs/data/audit.ipynb #87e6690c
+# %% ../../nbs/data/audit.ipynb #227552b3
 import hashlib
 import json
 import os
@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -136,7 +136,7 @@ def operator(subject: str) -> str:
     plain = re.fullmatch(r"[A-Za-z0-9_-]{1,64}", subject)
     return f"operator:{subject if plain else hashlib.sha256(subject.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
-# %% ../../nbs/data/audit.ipynb #52c3d34c
+# %% ../../nbs/data/audit.ipynb #dfc9444f
 class Chain(NamedTuple):
     """What `verify` found: how many rows hold, the place up to which they do, and what is wrong with the first that does not ("": nothing)."""
 
@@ -148,9 +148,10 @@ class Chain(NamedTuple):
 def _rows(connection: sa.Connection) -> Iterator[tuple]:
     """The log in order, a few thousand rows in memory at a time."""
     t = TABLES["audit_log"]
-    found = connection.execute(sa.select(*(t.c[c] for c in _COLUMNS)).order_by(t.c.id), execution_options={"yield_per": 5_000})
-    for part in found.partitions():
-        yield from part
+    every = sa.select(*(t.c[c] for c in _COLUMNS)).order_by(t.c.id)
+    with connection.execute(every, execution_options={"yield_per": 5_000}) as found:
+        for part in found.partitions():
+            yield from part
 
 
 def _fault(head: Mark, row: tuple) -> str:
@@ -166,8 +167,8 @@ def _fault(head: Mark, row: tuple) -> str:
 def verify(engine: sa.Engine, marks: tuple[Mark, ...] = ()) -> Chain:
     """Whether the log is as it was written; the first row that is not is named. `marks` are places that must still be in it."""
     head, wanted = Mark(0, FIRST), dict(marks)
-    with explained(engine), engine.connect() as connection:
-        for row in _rows(connection):
+    with explained(engine), engine.connect() as connection, closing(_rows(connection)) as rows:
+        for row in rows:
             if wrong := _fault(head, row):
                 return Chain(head.id, head, wrong)
             head = Mark(row[0], row[-1])

@@ -75,7 +75,7 @@ def _known(connection: sa.Connection, user_id: int) -> sa.Row:
         raise DatabaseError(f"there is nobody with the id {user_id}")
     return row
 
-# %% ../../nbs/data/rights.ipynb #06db57f8
+# %% ../../nbs/data/rights.ipynb #cf48d66b
 @contextmanager
 def _at_one_moment(engine: sa.Engine):
     """A connection that sees the database as it is now, until it is closed."""
@@ -87,8 +87,9 @@ def _at_one_moment(engine: sa.Engine):
 def _rows(connection: sa.Connection, name: str, condition: sa.ColumnElement, user_id: int) -> Iterator[list[sa.Row]]:
     """A person's rows of a table in the order of its key, some thousands at a time."""
     t = TABLES[name]
-    found = connection.execute(sa.select(t).where(condition).order_by(*t.primary_key), {"person": user_id}, execution_options={"yield_per": 5_000})
-    yield from found.partitions()
+    mine = sa.select(t).where(condition).order_by(*t.primary_key)
+    with connection.execute(mine, {"person": user_id}, execution_options={"yield_per": 5_000}) as found:
+        yield from found.partitions()
 
 
 def export_person(engine: sa.Engine, user_id: int) -> Iterator[str]:
