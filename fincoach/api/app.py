@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'MODELS', 'told', 'on_http', 'on_invalid', 'on_database', 'Numbered', 'parts_of', 'services_health',
-           'create_app', 'close_parts', 'memory_mb', 'serve']
+           'create_app', 'close_parts']
 
-# %% ../../nbs/api/app.ipynb #60143b5a
+# %% ../../nbs/api/app.ipynb #f0fa0296
 import asyncio
 import itertools
 import json
@@ -33,6 +33,7 @@ from .coaching import coaching_router
 from .financial import financial_router
 from .metrics import CONTENT_TYPE, Measured, Metrics, Watched
 from .schemas import Health, ServiceHealth, ServicesHealth
+from .soon import ALIVE
 from .tracking import BehavioralTrackingMiddleware, EventCapture, events_router
 from ..data.database import DatabaseError, connect
 from ..data.rights import Places
@@ -171,10 +172,7 @@ class Plainly:
     def close(self):
         pass
 
-# %% ../../nbs/api/app.ipynb #5f7a752d
-_ALIVE = Health(version=fincoach.__version__).model_dump_json().encode()
-
-
+# %% ../../nbs/api/app.ipynb #b5a6c1d8
 def _of_model(name: str, served) -> ServiceHealth:
     """How a model's service is."""
     status = served.service.status
@@ -243,12 +241,12 @@ def _watch(parts: Parts) -> None:
     measured = {"fincoach_cache_bytes": ("Memory of kept answers", lambda: parts.cache.counts["bytes"]), "fincoach_event_queue": ("Events that wait", lambda: parts.batcher.status()["waiting"])}
     parts.metrics.registry.register(Watched(counted, measured, lambda: ((name, parts.manager.lineup()[name].version, "champion") for name in MODELS)))
 
-# %% ../../nbs/api/app.ipynb #40ba2ddd
+# %% ../../nbs/api/app.ipynb #d7732dc4
 def _add_health(app: FastAPI, parts: Parts) -> None:
     """The routes that say how it is."""
     @app.get("/health", response_model=Health, tags=["health"], summary="Does the process live?")
     async def health() -> Response:
-        return Response(_ALIVE, media_type="application/json")
+        return Response(ALIVE, media_type="application/json")
 
     @app.get("/metrics", response_class=Response, tags=["health"], summary="Everything that is counted, as Prometheus reads it")
     async def metrics() -> Response:
@@ -289,18 +287,3 @@ def close_parts(parts: Parts) -> None:
     parts.manager.close()
     parts.cache.close()
     parts.engine.dispose()
-
-# %% ../../nbs/api/app.ipynb #32f49fec
-def memory_mb() -> float:
-    """How much memory this process holds, in MB; NaN where that cannot be known."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except (OSError, ValueError):
-        return float("nan")
-
-
-def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Answer on a port until stopped."""
-    import uvicorn
-
-    uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning", server_header=False, backlog=4096, timeout_graceful_shutdown=10)
