@@ -48,7 +48,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Look], Card]], ...] = (
     ("segment", "How this money behaves", _segment),
 )
 
-# %% ../../nbs/api/page.ipynb #beacf1fc
+# %% ../../nbs/api/page.ipynb #e94e9edc
 @dataclass(frozen=True)
 class CoachCard(Card):
     """All that is shown of one person on one day: section -> card, or the words that stand where a card could not be made."""
@@ -80,15 +80,24 @@ def coach_card(look: Look) -> CoachCard:
                 raise
             parts[name] = "This cannot be told just now."
     advice = parts["next"]
-    asks = not isinstance(advice, str) and advice.message and advice.action != "do_nothing"
+    asks = not isinstance(advice, str) and advice.message
     return CoachCard(look.user, look.as_of, parts, advice.decision_id if asks else None)
 
-# %% ../../nbs/api/page.ipynb #4ea05638
+# %% ../../nbs/api/page.ipynb #f15c3f5d
 def _section(id: str, title: str, part: Card | str, decision_id: int | None) -> Html:
     """A section of the page."""
-    shown = callout(part, "warning") if isinstance(part, str) else part.to_html()
-    answers = _answers(decision_id) if id == "next" and decision_id is not None else Html("")
-    return Html(f'<section class="fc-section" id="{id}" aria-label="{html(title)}"><h2>{html(title)}</h2>{shown}{answers}</section>')
+    if isinstance(part, str):
+        shown = callout(part, "warning")
+    else:
+        shown = _told(part, decision_id) if id == "next" else part.card_body()
+    return Html(f'<section class="fc-section" id="{id}" aria-label="{html(title)}"><h2>{html(title)}</h2>{shown}</section>')
+
+
+def _told(advice: Card, decision_id: int | None) -> Html:
+    """Advice as a person wants it: the words and the answers first, why they are said for who opens it."""
+    words = callout(advice.message or "Nothing needs to be done today.", "note", advice.card_title())
+    answers = _answers(decision_id) if decision_id is not None else Html("")
+    return Html(f"{words}{answers}<details><summary>Why, and what else could be said</summary>{advice.card_body()}</details>")
 
 
 _RESPONSES = (("implemented", "I did it"), ("accepted", "I will"), ("dismissed", "Not for me"))
@@ -99,13 +108,13 @@ def _answers(decision_id: int) -> Html:
     buttons = join(Html(f'<button type="button" data-response="{value}" data-decision="{decision_id}">{words}</button>') for value, words in _RESPONSES)
     return Html(f'<div class="fc-answers" role="group" aria-label="Your answer">{buttons}<span id="answered" role="status"></span></div>')
 
-# %% ../../nbs/api/page.ipynb #5853cd6f
+# %% ../../nbs/api/page.ipynb #b4f7d094
 _STYLE = """
 .fc form{display:grid;gap:.6rem;max-width:30rem;margin:1.5rem 0}.fc label{font-weight:600}.fc input{font:inherit;padding:.55rem .7rem;border:1px solid var(--soft);border-radius:8px;background:var(--ground);color:var(--ink);min-width:0}
 .fc button{font:inherit;font-weight:600;padding:.55rem 1rem;min-height:2.75rem;border:1px solid var(--accent);border-radius:8px;background:var(--ground);color:var(--accent);cursor:pointer}
 .fc button:hover,.fc button[aria-pressed=true],.fc form button{background:var(--accent);color:var(--ground)}.fc button:focus-visible,.fc input:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
 .fc button:disabled{opacity:.55;cursor:default}.fc .fc-answers{display:flex;flex-wrap:wrap;gap:.6rem;align-items:center;margin:1rem 0}.fc [hidden]{display:none}
-.fc #card:focus{outline:none}.fc .fc-jump{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin:.6rem 0;padding:0;list-style:none;font-size:.92rem}.fc .fc-jump a{display:inline-block;padding:.35rem 0}
+.fc details>summary{padding:.5rem 0}.fc #card:focus{outline:none}.fc .fc-jump{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin:.6rem 0;padding:0;list-style:none;font-size:.92rem}.fc .fc-jump a{display:inline-block;padding:.35rem 0}
 @media (min-width:68rem){.fc #card{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:0 3rem;align-items:start}.fc #card>header{grid-column:1/-1}.fc .fc-frame{max-width:84rem}.fc #card>#balance{grid-row:span 2}}
 """
 _SIGN_IN = """<form id="sign-in" hidden><h1>FinCoach</h1><p>One person's money: what to do next and why, what lies ahead, and how sure that is.</p>
