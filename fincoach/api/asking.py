@@ -7,7 +7,7 @@ __all__ = ['FIRST_DAY', 'FORM', 'AsOf', 'Problem', 'away', 'busy', 'Clock', 'day
            'Parts', 'version_of', 'explained_to_askers', 'look_at', 'respond', 'stored', 'problems', 'Endpoint',
            'add_endpoint']
 
-# %% ../../nbs/api/asking.ipynb #165bf36e
+# %% ../../nbs/api/asking.ipynb #f8c39da8
 import asyncio
 import json
 import time
@@ -25,6 +25,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+import fincoach
 from .schemas import ProblemDetails, Schema
 from ..data.database import DatabaseError, end_of_day, explained, reading
 from ..data.tables import from_micros
@@ -194,8 +195,8 @@ class Parts:
             self.zones[user_id] = name, zone, time.monotonic() + 60
         return name, zone
 
-# %% ../../nbs/api/asking.ipynb #5169242f
-FORM = "api-1"  # the form of the answers: another one makes those that are kept unusable
+# %% ../../nbs/api/asking.ipynb #55d9f23c
+FORM = f"api-1 of {fincoach.__version__}"[:64]  # the form of the answers: another one makes those that are kept unusable
 
 
 def version_of(versions: dict[str, str]) -> str:
@@ -217,7 +218,7 @@ class explained_to_askers:
         if isinstance(error, ServiceError):
             raise Problem(422, "this cannot be answered for this person", "look at /health/services") from error
 
-# %% ../../nbs/api/asking.ipynb #7ede50dd
+# %% ../../nbs/api/asking.ipynb #7b38e1e1
 async def look_at(parts: Parts, user_id: int, as_of: date | None = None) -> Look:
     """A look at a person at the end of a day (default: today, where the person is), with the models that serve them now."""
     now = parts.clock()
@@ -232,7 +233,8 @@ async def respond(parts: Parts, user_id: int, as_of: date | None, kind: str, mod
     """
     with explained_to_askers():
         look = await look_at(parts, user_id, as_of)
-        question = Question(user_id, kind, look.as_of, version_of({m: look.lineup[m].version for m in models}), FORM, subject)
+        versions = look.lineup.versions
+        question = Question(user_id, kind, look.as_of, version_of({m: versions[m] for m in models}), FORM, subject)
         asked = parts.cache.answer_async(question, look.now, lambda: _kept(parts, look, make), run=parts.pool.submit, stale_ok=True)
         kept = await parts.pool.within(asked)
     body = _cautioned(kept.body, kept.warning) if kept.warning else kept.body
