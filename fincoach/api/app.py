@@ -6,7 +6,7 @@
 __all__ = ['log', 'told', 'on_http', 'on_invalid', 'on_database', 'Numbered', 'parts_of', 'services_health', 'create_app',
            'close_parts']
 
-# %% ../../nbs/api/app.ipynb #c138f841
+# %% ../../nbs/api/app.ipynb #7a84803e
 import asyncio
 import itertools
 import json
@@ -32,6 +32,7 @@ from .asking import Clock, Parts, Pool, explained_to_askers
 from .coaching import coaching_router
 from .financial import financial_router
 from .metrics import CONTENT_TYPE, Measured, Metrics, Watched
+from .page import page_router
 from .schemas import Health, ServiceHealth, ServicesHealth
 from .soon import ALIVE
 from .tracking import BehavioralTrackingMiddleware, EventCapture, events_router
@@ -180,7 +181,7 @@ async def services_health(parts: Parts) -> ServicesHealth:
     worst = "down" if found[0].status == "down" else "degraded" if any(s.status != "healthy" for s in found) else "healthy"
     return ServicesHealth(status=worst, version=fincoach.__version__, today=parts.clock().date(), services=found)
 
-# %% ../../nbs/api/app.ipynb #58557030
+# %% ../../nbs/api/app.ipynb #4d15307a
 def create_app(parts: Parts, limits: Limits = LIMITS) -> FastAPI:
     """The app on its parts. Raises `AccessError` for a route that nobody said who may use."""
     app = FastAPI(title="FinCoach", version=fincoach.__version__, summary="Answers about a person's money, each with how sure it is and what it stands on.",
@@ -188,7 +189,8 @@ def create_app(parts: Parts, limits: Limits = LIMITS) -> FastAPI:
     app.state.fincoach = parts
     own = parts.access.own
     _add_health(app, parts)
-    for router in (coaching_router(parts, own), financial_router(parts, own), events_router(parts.events, own, parts.clock), me_router(parts.access, parts.erasures), admin_router(parts.access)):
+    routers = (coaching_router(parts, own), financial_router(parts, own), events_router(parts.events, own, parts.clock), me_router(parts.access, parts.erasures), admin_router(parts.access), page_router(parts, own))
+    for router in routers:
         app.router.routes.extend(router.routes)  # include_router would look at every router for every request
     check_policy(app.routes)
     app.add_middleware(BehavioralTrackingMiddleware, batcher=parts.batcher, capture=EventCapture(parts.clock))
