@@ -289,7 +289,7 @@ def _without(path: Path, user_id: int) -> int:
             _replace(sealed, (json.dumps(said, indent=1) + "\n").encode())
     return len(frame) - len(rest)
 
-# %% ../../nbs/data/rights.ipynb #69704e6c
+# %% ../../nbs/data/rights.ipynb #6688c707
 def is_telling(name: str) -> bool:
     """Whether a person's name is one that can be looked for in a text: six characters or more, not digits alone."""
     return len(name) >= 6 and not name.isdigit()
@@ -303,13 +303,19 @@ def _unnamed(path: Path, name: str) -> int:
     return times
 
 
+def _files(place: Path, artifacts: Path, pattern: str = "*") -> list[Path]:
+    """The files below a place, without those of artifacts, which are sealed and never altered."""
+    return [p for p in place.rglob(pattern) if p.is_file() and not p.is_relative_to(artifacts)]
+
+
 def _files_gone(places: Places, said: dict, held: dict[str, Path]) -> dict[str, int]:
     """Step 4: takes the person out of all files below `work` and `reports`; what was done how often."""
     for snapshot in held.values():
         shutil.rmtree(snapshot)
-    whole = {p.parent for p in places.work.rglob("users.parquet")}
-    rows = sum(_without(p, said["person"]) for p in places.work.rglob("*.parquet") if p.parent not in whole)
-    texts = [p for place in (places.work, places.reports) for p in place.rglob("*") if p.suffix in _TEXTS and p.is_file()] if is_telling(said["name"]) else []
+    tables = _files(places.work, places.artifacts, "*.parquet")
+    whole = {p.parent for p in tables if p.name == "users.parquet"}
+    rows = sum(_without(p, said["person"]) for p in tables if p.parent not in whole)
+    texts = [p for place in (places.work, places.reports) for p in _files(place, places.artifacts) if p.suffix in _TEXTS] if is_telling(said["name"]) else []
     return {"snapshots": len(held), "rows": rows, "files": sum(_unnamed(p, said["name"]) > 0 for p in texts)}
 
 # %% ../../nbs/data/rights.ipynb #82111923
