@@ -180,13 +180,14 @@ def hostile(p):
     yield {**good, "weights": [[1, 0, 0, 0]] * 3}
     yield {**good, "stretch": {g: [[-1, 1, 1, 1]] * 4 for g in GROUPS}}
     yield {**good, "stretch": {"thin": good["stretch"]["thin"]}}
-    yield {**good, "chance": [[0, 1]] * 3}
-    yield {**good, "chance": [["0", 1]] * 4}
+    yield {**good, "chance": [[0, 1, 0]] * 3}
+    yield {**good, "chance": [[0, 1]] * 4}
+    yield {**good, "chance": [["0", 1, 0]] * 4}
     yield {**good, "rate_errors": [0.2, 0.1, 0, -0.1, -0.2]}
     yield {**good, "warn": True}
     yield {**good, "members": ["walks"]}
     yield {**good, "as_of": 20250101}
-    yield {**good, "format": 2}
+    yield {**good, "format": 1}
     yield {**good, "more": 1}
     yield {k: v for k, v in good.items() if k != "warn"}
     yield []

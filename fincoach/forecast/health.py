@@ -43,7 +43,7 @@ from fincoach.evaluate.report import (
     text,
 )
 
-# %% ../../nbs/forecast/health.ipynb #c1540eeb
+# %% ../../nbs/forecast/health.ipynb #937338cf
 from ..features.ledger import day_number
 from ..features.recurring import RecurringStreams, detect_spending_cycles, dues
 from ..serving.artifacts import Artifact, ArtifactError
@@ -62,6 +62,7 @@ from fincoach.serving.cashflow import (
     balance_series,
     bent,
     calibrated,
+    cushion,
     dues_of,
     fan_of,
     opinions,
@@ -275,7 +276,7 @@ def stretches(fan: np.ndarray, centre: np.ndarray, y: np.ndarray, groups: np.nda
         out[g] = tuple(map(tuple, ((n * own + BORROW * every) / (n + BORROW)).round(4).tolist()))
     return out
 
-# %% ../../nbs/forecast/health.ipynb #9c2326bd
+# %% ../../nbs/forecast/health.ipynb #73354621
 class Falls(NamedTuple):
     """For n cases, two levels (the buffer, zero) and `SPANS`: the share of walks that fall below, whether the balance did, and when."""
 
@@ -285,6 +286,7 @@ class Falls(NamedTuple):
     day: np.ndarray  # (n, 2) days until the first time it was below; 999: never
     said: np.ndarray  # (n, 2) days until the first time, by the middle walk that falls; 999: none falls
     low_share: np.ndarray  # (n, 2) share of the last 84 days below the level: what a plain rule would ask
+    far: np.ndarray  # (n, 2) how far above the level the balance is (`cushion`)
 
 
 def _first(low: np.ndarray) -> np.ndarray:
@@ -306,18 +308,18 @@ def falls_of(data: Data, origins: tuple[Origin, ...], cases: Cases, bend_of: Cal
             low, came, past = walks < level, series[84:] < level, series[:84] < level
             when = _first(low)
             row.append(([low[:, :s].any(1).mean() for s in SPANS], [came[:s].any() for s in SPANS], not past[-1], _first(came[None])[0],
-                        np.median(when[when < 999]) if (when < 999).any() else 999, past.mean()))
+                        np.median(when[when < 999]) if (when < 999).any() else 999, past.mean(), cushion(series[83], level, week)))
         rows.append(row)
-    return Falls(*(np.array([[x[j] for x in row] for row in rows]) for j in range(6)))
+    return Falls(*(np.array([[x[j] for x in row] for row in rows]) for j in range(7)))
 
 
-def _logistic(x: np.ndarray, happened: np.ndarray) -> tuple[float, float]:
-    """(a, b) of the log odds `a + b x`, drawn a little towards (0, 1): Newton's method."""
-    z, beta, prior = np.column_stack([np.ones(len(x)), x]), np.array([0.0, 1.0]), np.diag([1.0, 1.0])
+def _logistic(x: np.ndarray, far: np.ndarray, happened: np.ndarray) -> tuple[float, float, float]:
+    """(a, b, c) of the log odds `a + b x + c far`, drawn a little towards (0, 1, 0): Newton's method."""
+    z, beta, start = np.column_stack([np.ones(len(x)), x, far]), np.array([0.0, 1.0, 0.0]), np.array([0.0, 1.0, 0.0])
     for _ in range(30):
         p = 1 / (1 + np.exp(-np.clip(z @ beta, -30, 30)))
-        gradient = z.T @ (happened - p) - prior @ (beta - [0.0, 1.0])
-        beta = beta + np.linalg.solve((z * (p * (1 - p))[:, None]).T @ z + prior, gradient)
+        gradient = z.T @ (happened - p) - (beta - start)
+        beta = beta + np.linalg.solve((z * (p * (1 - p))[:, None]).T @ z + np.eye(3), gradient)
     return tuple(np.clip(beta, -10, 10).round(4).tolist())
 
 
@@ -326,7 +328,7 @@ def _log_odds(share: np.ndarray) -> np.ndarray:
     x = np.clip(share, 1e-3, 1 - 1e-3)
     return np.log(x / (1 - x))
 
-# %% ../../nbs/forecast/health.ipynb #a0788c82
+# %% ../../nbs/forecast/health.ipynb #6330ce2b
 PRECISION = 0.6
 
 
@@ -358,7 +360,7 @@ def fit(data: Data, learn: Cases, say: Callable[[str], None] = lambda text: None
     stretch = stretches(learn.fan, centres(learn, weights), learn.y, learn.group)
     say("walking again, for the chances")
     f = falls_of(data, data.learn, learn, lambda group: Bend(weights, stretch[group]))
-    chance = tuple(_logistic(_log_odds(f.share[:, at, s]), f.happened[:, at, s]) for at in range(len(LEVEL_NAMES)) for s in range(len(SPANS)))
+    chance = tuple(_logistic(_log_odds(f.share[:, at, s]), f.far[:, at], f.happened[:, at, s]) for at in range(len(LEVEL_NAMES)) for s in range(len(SPANS)))
     said = chances_of(f, chance)
     known = ~np.isnan(learn.rates).any(1) & ~np.isnan(learn.rate)
     if known.sum() < 20:
@@ -372,8 +374,8 @@ def fit(data: Data, learn: Cases, say: Callable[[str], None] = lambda text: None
 
 def chances_of(falls: Falls, chance: tuple) -> np.ndarray:
     """The shares of walks as chances, (n, 2, spans), by what was learned for each level and span."""
-    ab = np.array(chance).reshape(len(LEVEL_NAMES), len(SPANS), 2)
-    return calibrated(falls.share, ab[..., 0], ab[..., 1])
+    abc = np.array(chance).reshape(len(LEVEL_NAMES), len(SPANS), 3)
+    return calibrated(falls.share, falls.far[..., None], *np.moveaxis(abc, -1, 0))
 
 
 def _sums_to_one(rows) -> tuple:
@@ -753,7 +755,7 @@ def judge_of(e: Evidence) -> Verdict:
     return decide(gates(e), f"The weighed walks are {-mean.value:.0%} nearer to the balance that came than the best single opinion ({e.best_alone}), and their chances hold.",
                   "Not to be served: {failed}.")
 
-# %% ../../nbs/forecast/health.ipynb #141b0320
+# %% ../../nbs/forecast/health.ipynb #e35be0dd
 _SAYS = {"walks": "streams and the rest, walked", "drift": "the last twelve weeks go on", "echo": "as in the same span of the last months", "still": "as it is today", "usual": "the middle of the last half year"}
 
 
@@ -805,7 +807,7 @@ def _method(e: Evidence) -> Section:
     return Section("method", "", "Walks from known dated payments and whole weeks of the rest; their centre is weighed with four plain opinions, their fan stretched by what it was off before (conformal, by situation), their shares turned into chances (logistic).", [
         grid(rows, formats=dict.fromkeys(MEMBERS, ".2f"), caption="Weights by days ahead"), text("\n".join(f"- **{m}**: {w}" for m, w in _SAYS.items())),
         grid(factors, formats=dict.fromkeys(names, ".2f"), caption="Factors by which each side of the fan is stretched"),
-        grid([{"below": level, "days": d, "log odds": "{:+.2f} {:+.2f} x those of the walks".format(*e.parameters.chance[2 * at + k])} for at, level in enumerate(LEVEL_NAMES) for k, d in enumerate(SPANS)],
+        grid([{"below": level, "days": d, "log odds": "{:+.2f} {:+.2f} x those of the walks {:+.2f} x the cushion".format(*e.parameters.chance[2 * at + k])} for at, level in enumerate(LEVEL_NAMES) for k, d in enumerate(SPANS)],
              caption=f"From walks to chances; warnings are given from {_pct(e.parameters.warn)} on"),
         alternatives([{"name": m, "why": _SAYS[m], "result": f"error at 12 weeks {e.errors[m][:, -1].mean():.2f} weeks of spending"} for m in MEMBERS] + [
             {"name": "weighed walks", "why": "all of them together", "result": f"{e.errors[OURS][:, -1].mean():.2f}", "chosen": True}])])

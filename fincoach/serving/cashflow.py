@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NOTHING_DUE', 'WEEKS', 'QUARTER', 'RANK', 'SHARE', 'MOST', 'NEAR', 'DAYS', 'PATHS', 'MEMBERS', 'ANCHORS', 'LEVELS',
-           'PLAIN', 'SPANS', 'SPENDS', 'LEAST_DAYS', 'Account', 'account', 'balance_series', 'Accounts', 'accounts',
-           'account_of', 'Dues', 'Payment', 'dues_of', 'payments_of', 'ceiling', 'rest_of', 'alike', 'simulate',
-           'opinions', 'Bend', 'fan_of', 'bent', 'LowPoint', 'Fall', 'low_point', 'calibrated', 'fall', 'fan_picture',
-           'CashFlow', 'weekly_spending', 'cash_flow', 'warm']
+           'PLAIN', 'SPANS', 'SPENDS', 'LEAST_DAYS', 'among', 'Account', 'account', 'balance_series', 'Accounts',
+           'accounts', 'account_of', 'Dues', 'Payment', 'dues_of', 'by_day', 'payments_in_order', 'payments_of',
+           'ceiling', 'rest_of', 'alike', 'simulate', 'opinions', 'Bend', 'fan_of', 'bent', 'LowPoint', 'Fall',
+           'low_point', 'cushion', 'calibrated', 'fall', 'fan_picture', 'CashFlow', 'weekly_spending', 'cash_flow',
+           'warm']
 
 # %% ../../nbs/serving/cashflow.ipynb #3d69e4af
 from dataclasses import dataclass, field, fields
@@ -22,7 +23,14 @@ from ..data.tables import KINDS, decimals
 from ..features.ledger import clocks, compiled, day_number, localise, unit_of
 from ..show import Card, Html, facts, html, join, prose, table
 
-# %% ../../nbs/serving/cashflow.ipynb #f95d662e
+# %% ../../nbs/serving/cashflow.ipynb #c9dab8a6
+def among(kinds) -> np.ndarray:
+    """By the place in KINDS whether it is one of `kinds`: a table to look rows up in, also for -1 (unknown: it is not)."""
+    table = np.zeros(len(KINDS) + 1, bool)
+    table[list(kinds)] = True
+    return table
+
+
 class Account(NamedTuple):
     """One person's money: rows in order of `day`, and the balance before the first row."""
 
@@ -45,7 +53,7 @@ class Account(NamedTuple):
 
     def only(self, kinds) -> "Account":
         """The rows of some kinds, with no balance: what flowed."""
-        mine = np.isin(self.kind, kinds)
+        mine = among(kinds)[self.kind]
         return self._replace(day=self.day[mine], kind=self.kind[mine], amount=self.amount[mine], streamed=self.streamed[mine], opening=np.nan)
 
 
@@ -123,7 +131,7 @@ def account_of(payments, as_of: date, currency: str, opening: int | None, kinds:
     start = np.nan if opening is None else float(opening)
     return Account(day[mine], kinds[payments.category_id[mine]], payments.amount_minor[mine], np.isin(payments.id[mine], known), start, currency)
 
-# %% ../../nbs/serving/cashflow.ipynb #2c5ecb85
+# %% ../../nbs/serving/cashflow.ipynb #d484206c
 class Dues(NamedTuple):
     """Payments that fall due: half the chance lies before `day`, half after; likewise for amounts."""
 
@@ -151,27 +159,38 @@ class Payment(NamedTuple):
     chance: float
 
 
-def dues_of(frame: pl.DataFrame) -> Dues:
-    """The rows of `features.recurring.dues` as arrays, in order of days."""
+def dues_of(frame: pl.DataFrame, ordered: bool = False) -> Dues:
+    """The rows of `features.recurring.dues` as arrays, in order of days; `ordered`: as they are, streams not numbered."""
     days = [frame[c].to_physical().cast(pl.Int64).to_numpy() for c in ("low_day", "day", "high_day")]
     amounts = [frame[c].cast(pl.Float64).to_numpy() for c in ("low_minor", "amount_minor", "high_minor")]
-    names = np.array(frame["stream_id"].to_list(), str)
     category = frame["category_id"].cast(pl.Int64).fill_null(-1).to_numpy() if "category_id" in frame.columns else np.full(len(frame), -1)
-    number = np.unique(names, return_inverse=True)[1]
+    if ordered:
+        return Dues(np.zeros(len(frame), np.int64), *days, *amounts, frame["confidence"].to_numpy(), category)
+    number = np.unique(np.array(frame["stream_id"].to_list(), str), return_inverse=True)[1]
     return Dues(number, *days, *amounts, frame["confidence"].to_numpy(), category).take(np.lexsort((number, days[1])))
+
+
+def by_day(p: Payment):
+    """What payments are put in order by."""
+    return p.day, -abs(p.amount), p.who
+
+
+def payments_in_order(frame: pl.DataFrame) -> list[Payment]:
+    """The rows of `features.recurring.dues` as payments to name, as they come."""
+    rows = zip(frame["day"].to_list(), frame["merchant"].to_list(), frame["amount_minor"].to_list(), frame["confidence"].to_list(), strict=True)
+    return [Payment(d, who or "", a, round(c, 4)) for d, who, a, c in rows]
 
 
 def payments_of(frame: pl.DataFrame) -> tuple[Payment, ...]:
     """The rows of `features.recurring.dues` as payments to name, in order of days."""
-    rows = zip(frame["day"].to_list(), frame["merchant"].to_list(), frame["amount_minor"].to_list(), frame["confidence"].to_list(), strict=True)
-    return tuple(sorted((Payment(d, who or "", a, round(c, 4)) for d, who, a, c in rows), key=lambda p: (p.day, -abs(p.amount), p.who)))
+    return tuple(sorted(payments_in_order(frame), key=by_day))
 
 
 NOTHING_DUE = Dues(*(np.empty(0, np.int64) for _ in range(4)), *(np.empty(0) for _ in range(4)), np.empty(0, np.int64))
 
-# %% ../../nbs/serving/cashflow.ipynb #b90978bc
+# %% ../../nbs/serving/cashflow.ipynb #4783f7bd
 WEEKS, QUARTER, RANK, SHARE, MOST, NEAR = 52, 13, 3, 0.0125, 0.2, 5.0  # of the past; of it, for what recurs; the largest row never cut; share of all that a row may be; of rows cut at most; days of the month
-_PUT_AWAY = (KINDS.index("saving"), KINDS.index("transfer"))
+_PUT_AWAY = among((KINDS.index("saving"), KINDS.index("transfer")))
 
 
 def ceiling(size: np.ndarray, beside: float = 0.0) -> float:
@@ -192,7 +211,7 @@ def ceiling(size: np.ndarray, beside: float = 0.0) -> float:
 
 def _sort_of(kind: np.ndarray, amount: np.ndarray) -> np.ndarray:
     """The sort of flow of each row: 0 spent, 1 come in, 2 put aside, 3 taken back."""
-    return 2 * np.isin(kind, _PUT_AWAY) + (amount > 0)
+    return 2 * _PUT_AWAY[kind] + (amount > 0)
 
 
 def rest_of(of: Account, as_of: int, begin: int | None = None) -> np.ndarray:
@@ -336,7 +355,7 @@ def opinions(of: Account, walks: np.ndarray, as_of: int) -> np.ndarray:
     return np.array([np.median(walks[:, ends - 1], axis=0), start + (start - past[-1 - span]) / span * ends, start + np.array(moved),
                      np.full(len(ends), start), np.full(len(ends), np.median(past[-1 - days:]))])
 
-# %% ../../nbs/serving/cashflow.ipynb #4d72addc
+# %% ../../nbs/serving/cashflow.ipynb #679bc80d
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 
 
@@ -345,7 +364,7 @@ class Bend(NamedTuple):
 
     weights: tuple[tuple[float, ...], ...] = ((1.0, 0.0, 0.0, 0.0, 0.0),) * len(ANCHORS)  # anchors x members, each sums to 1
     stretch: tuple[tuple[float, ...], ...] = ((1.0,) * 4,) * (len(ANCHORS) + 1)  # at 7 days and the anchors x the levels but the middle
-    chance: tuple[tuple[float, float], ...] = ((0.0, 1.0),) * 4  # the buffer within 28 and 84 days, zero likewise: log odds of falling below = first + second x those of the walks
+    chance: tuple[tuple[float, float, float], ...] = ((0.0, 1.0, 0.0),) * 4  # the buffer within 28 and 84 days, zero likewise: see `calibrated`
 
 
 PLAIN = Bend()
@@ -394,7 +413,7 @@ def bent(paths: np.ndarray, said: np.ndarray, bend: Bend) -> np.ndarray:
     wanted = fan[2] + (fan - fan[2]) * sides + _shift(said, bend.weights, days)
     return _stretched(paths, fan, np.maximum.accumulate(wanted, axis=0), factors)
 
-# %% ../../nbs/serving/cashflow.ipynb #20f943d5
+# %% ../../nbs/serving/cashflow.ipynb #d5afe317
 class LowPoint(NamedTuple):
     """The lowest balance of a walk: its middle and the range of eight in ten walks (minor units); the likeliest day and the range of days."""
 
@@ -422,31 +441,43 @@ def _date(day: int) -> date:
     return date.fromordinal(int(day) + 719_163)
 
 
+def _nearest(values: np.ndarray, levels) -> list:
+    """The values nearest to quantiles."""
+    return np.sort(values)[np.rint((len(values) - 1) * np.array(levels)).astype(int)].tolist()
+
+
 def low_point(paths: np.ndarray, as_of: int) -> LowPoint:
     """When and how low the walks get at their lowest."""
     at, least = paths.argmin(1), paths.min(1)
     low, middle, high = np.quantile(least, (0.1, 0.5, 0.9))
     often = np.convolve(np.bincount(at, minlength=paths.shape[1]), [1, 2, 3, 2, 1])[2:-2]
-    first, last = np.quantile(at, (0.1, 0.9), method="nearest")
+    first, last = _nearest(at, (0.1, 0.9))
     return LowPoint(round(middle), round(low), round(high), *(_date(as_of + 1 + d) for d in (often.argmax(), first, last)))
 
-# %% ../../nbs/serving/cashflow.ipynb #ea726767
+# %% ../../nbs/serving/cashflow.ipynb #70ecc26c
 SPANS = (28, 84)
 
 
-def calibrated(share, a: float, b: float):
-    """Shares of walks as chances: log odds moved to `a + b x`; no share is taken to be nearer to 0 or 1 than one in a thousand."""
+def cushion(start, level, week) -> np.ndarray:
+    """How far above a level a balance is: the logarithm of one plus that many weeks of spending; 0 below it."""
+    return np.log1p(np.maximum(np.asarray(start, float) - level, 0.0) / np.maximum(week, 1.0))
+
+
+def calibrated(share, far, a: float = 0.0, b: float = 1.0, c: float = 0.0):
+    """Shares of walks as chances: log odds of `a + b x + c far`, where x are those of the walks and `far` is the `cushion`.
+
+    No share is taken to be nearer to 0 or 1 than one in a thousand.
+    """
     x = np.clip(share, 1e-3, 1 - 1e-3)
-    return 1 / (1 + np.exp(-(a + b * np.log(x / (1 - x)))))
+    return 1 / (1 + np.exp(-(a + b * np.log(x / (1 - x)) + c * far)))
 
 
-def fall(paths: np.ndarray, as_of: int, level: int, days: int, a: float = 0.0, b: float = 1.0) -> Fall:
-    """Whether and when the walks fall below `level` within `days`."""
+def fall(paths: np.ndarray, as_of: int, level: int, days: int, far: float = 0.0, chance: tuple = PLAIN.chance[0]) -> Fall:
+    """Whether and when the walks fall below `level` within `days`; `far` is the `cushion` now, `chance` as in `calibrated`."""
     low = paths[:, :days] < level
     ever = low.any(1)
-    chance = round(float(calibrated(ever.mean(), a, b)), 4)
-    when = (None,) * 3 if not ever.any() else (_date(as_of + 1 + d) for d in np.quantile(low[ever].argmax(1), (0.5, 0.1, 0.9), method="nearest"))
-    return Fall(int(level), days, chance, *when)
+    chance = round(float(calibrated(ever.mean(), far, *chance)), 4)
+    return Fall(int(level), days, chance, *((_date(as_of + 1 + d) for d in _nearest(low[ever].argmax(1), (0.5, 0.1, 0.9))) if ever.any() else (None,) * 3))
 
 # %% ../../nbs/serving/cashflow.ipynb #8bdbdb48
 def _money(minor: float, currency: str) -> str:
@@ -638,7 +669,7 @@ def _body(c: CashFlow) -> Html:
     legend = "Line: the middle. Dark band: 80 % of the walks, light band: 95 %." + (" Dashed: the buffer." if c.below is not None else "")
     return join([facts(told, small), _picture(c), prose(f"{legend} {len(c.due)} dated payments and an uncertain rest, {how}."), known, *notes])
 
-# %% ../../nbs/serving/cashflow.ipynb #a9f64baa
+# %% ../../nbs/serving/cashflow.ipynb #4199ea9b
 SPENDS = tuple(KINDS.index(k) for k in ("essential", "discretionary", "debt", "fee"))
 LEAST_DAYS = 21
 
@@ -646,7 +677,7 @@ LEAST_DAYS = 21
 def weekly_spending(of: Account, as_of: int, days: int = 84) -> float:
     """What a week's spending was on average, refunds taken off, over the last `days` or since the first row; minor units."""
     span = min(days, as_of - int(of.day[0]) + 1) if len(of.day) else days
-    rows = np.isin(of.kind, SPENDS) & (of.day > as_of - span) & (of.day <= as_of)
+    rows = among(SPENDS)[of.kind] & (of.day > as_of - span) & (of.day <= as_of)
     return max(float(-of.amount[rows].sum()) * 7 / max(span, 7), 0.0)
 
 
@@ -666,10 +697,12 @@ def cash_flow(user_id: int, of: Account, dues: Dues, as_of: date, due: tuple[Pay
     paths = simulate(of, dues, today, days, seed=seed)
     if bend is not None:
         paths = bent(paths, opinions(of, paths, today), bend)
-    buffer = round(weekly_spending(of, today)) if buffer is None else int(buffer)
+    week = weekly_spending(of, today)
+    buffer = round(week) if buffer is None else int(buffer)
     if of.known:
-        asked = {(level, n): c for (level, n), c in zip(((level, n) for level in (buffer, 0) for n in SPANS), (bend or PLAIN).chance, strict=True)}
-        said |= {"below": tuple((paths < buffer).mean(0).round(4).tolist()), "falls": tuple(fall(paths, today, level, n, *c) for (level, n), c in asked.items())}
+        asked = zip(((level, n) for level in (buffer, 0) for n in SPANS), (bend or PLAIN).chance, strict=True)
+        falls = tuple(fall(paths, today, level, n, cushion(start, level, week), c) for (level, n), c in asked)
+        said |= {"below": tuple((paths < buffer).mean(0).round(4).tolist()), "falls": falls}
     past = balance_series(of, max(today - 90, int(of.day[0])), today) - (0 if of.known else balance_series(of, today, today)[0])
     fan = tuple(map(tuple, np.rint(fan_of(paths).T).astype(np.int64).tolist()))
     return CashFlow(user_id, as_of, of.currency, of.known, start, "rules" if bend is None else "model", group, tuple(past.tolist()), fan, buffer,

@@ -740,14 +740,9 @@ def _scored(frames: dict, as_of: date, way: _Way) -> pl.DataFrame:
     rows = [(*f[0], *(next(told) if f[0][2] == "open" else (None, None, None, None))) for f in found]
     return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
 
-# %% ../../nbs/serving/goals.ipynb #8180f120
-class GoalPredictionService:
-    """Answers about goals, from a database (URL or engine) and a folder of artifacts.
-
-    Without a model that can be trusted paydays are counted and payments simulated, and every answer says so. `now` is the moment of asking in UTC: with it answers are kept for seven days, and given
-    again as long as nothing about the person, their goals and transactions changed; without it they are computed anew and nothing is stored. Raises `DatabaseError` for a database it cannot use or a
-    person it person it does not know, `ServiceError` for a goal there is not. It may be shared between threads. `version`: a published version that answers instead of the champion.
-    """
+# %% ../../nbs/serving/goals.ipynb #8f07c992
+class _Answers:
+    """The half of the service that loads, and asks the cache first."""
 
     def __init__(self, database: str | sa.Engine, artifacts: str | Path, version: str | None = None):
         self.engine = connect(database) if isinstance(database, str) else database
@@ -763,6 +758,30 @@ class GoalPredictionService:
     def status(self) -> ModelStatus:
         """What answers: the model or the rules, which version, and why rules."""
         return ModelStatus("rules" if self._way.model is None else "model", self._way.version, self._way.why_rules)
+
+    def _ask(self, user_id: int, as_of: date, now: datetime | None, subject: str, make: Callable, read: Callable):
+        """`make(way)`, kept under `subject` where `now` says when it is asked; `read` makes it from its plain values."""
+        _checked_day(as_of)
+        way, fresh = self._way, []
+        if now is None:
+            return make(way)
+
+        def plainly() -> dict:
+            fresh.append(make(way))
+            return fresh[0].to_dict()
+
+        given = remembered(self.engine, Question(user_id, "goal", as_of, way.version, FORM, subject), now, plainly)
+        found = fresh[0] if fresh else read(given.answer)
+        return replace(found, cached=given.cached, made_at=given.made_at, warnings=(*found.warnings, given.warning) if given.warning else found.warnings)
+
+# %% ../../nbs/serving/goals.ipynb #6aa0909f
+class GoalPredictionService(_Answers):
+    """Answers about goals, from a database (URL or engine) and a folder of artifacts.
+
+    Without a model that can be trusted paydays are counted and payments simulated, and every answer says so. `now` is the moment of asking in UTC: with it answers are kept for seven days, and given
+    again as long as nothing about the person, their goals and transactions changed; without it they are computed anew and nothing is stored. Raises `DatabaseError` for a database it cannot use or a
+    person it person it does not know, `ServiceError` for a goal there is not. It may be shared between threads. `version`: a published version that answers instead of the champion.
+    """
 
     def predict_goal_achievement(self, user_id: int, goal_id: int, as_of: date, now: datetime | None = None) -> GoalPrediction:
         """How likely a goal is to be reached by its date, how sure that is, and what speaks for and against it."""
@@ -788,18 +807,3 @@ class GoalPredictionService:
         way, blocks = self._way, blocks_of(self.engine if source is None else source, as_of, NEEDED)
         found = [_scored(frames, as_of, way) for frames in blocks]
         return GoalPredictions(as_of, "model" if way.model else "counting", way.version, way.why_rules, pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA))
-
-    def _ask(self, user_id: int, as_of: date, now: datetime | None, subject: str, make: Callable, read: Callable):
-        """`make(way)`, kept under `subject` where `now` says when it is asked; `read` makes it from its plain values."""
-        _checked_day(as_of)
-        way, fresh = self._way, []
-        if now is None:
-            return make(way)
-
-        def plainly() -> dict:
-            fresh.append(make(way))
-            return fresh[0].to_dict()
-
-        given = remembered(self.engine, Question(user_id, "goal", as_of, way.version, FORM, subject), now, plainly)
-        found = fresh[0] if fresh else read(given.answer)
-        return replace(found, cached=given.cached, made_at=given.made_at, warnings=(*found.warnings, given.warning) if given.warning else found.warnings)

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['GROUPS', 'IN_WORDS', 'RATES', 'FORMAT', 'LEVELS_OF_STRESS', 'RULES', 'MODEL', 'ANSWER', 'situation', 'rate_between',
            'rate_opinions', 'HealthParameters', 'SavingsRate', 'savings_rate', 'Rule', 'Reason', 'FinancialStress',
-           'judge_stress', 'EarlyWarning', 'EarlyWarnings', 'Outlook', 'look_ahead', 'LoadedHealth', 'open_health',
-           'FinancialHealthForecaster']
+           'judge_stress', 'EarlyWarning', 'EarlyWarnings', 'Outlook', 'Dated', 'look_ahead', 'answers', 'Outlooks',
+           'LoadedHealth', 'open_health', 'FinancialHealthForecaster']
 
-# %% ../../nbs/serving/health.ipynb #7b721e2c
+# %% ../../nbs/serving/health.ipynb #bd7b26bf
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +23,8 @@ import sqlalchemy as sa
 
 from ..data.database import PERSON, connect, explained, reading
 from ..data.tables import KINDS
-from ..features.ledger import day_number
-from ..features.recurring import RecurringStreams, dues, person_streams
+from ..features.ledger import NEEDED, day_number
+from ..features.recurring import RecurringStreams, detect_spending_cycles, dues, person_streams
 from ..features.recurring import payments_of as payments_in
 from .artifacts import ArtifactError, champion, open_version
 from .cache import Question, remembered
@@ -31,24 +33,31 @@ from fincoach.serving.cashflow import (
     DAYS,
     LEVELS,
     MEMBERS,
+    NOTHING_DUE,
     SPANS,
     SPENDS,
     Account,
     Bend,
     CashFlow,
     Dues,
+    Payment,
     _minus,
     _money,
     _short,
     _sure,
     account_of,
+    accounts,
+    among,
     balance_series,
+    by_day,
     cash_flow,
     dues_of,
+    payments_in_order,
     payments_of,
     simulate,
     weekly_spending,
 )
+from .everybody import blocks_of
 from .inference import ParametersError, _need, _number, _opened, _text
 from ..show import Card, Html, badge, facts, join, prose, table
 
@@ -67,36 +76,36 @@ def situation(of: Account, as_of: int) -> str:
     weeks = balance_series(of, as_of, as_of)[0] / max(weekly_spending(of, as_of), 1.0)
     return "thin" if weeks < 2 else "some" if weeks < 8 else "ample"
 
-# %% ../../nbs/serving/health.ipynb #20c9c325
+# %% ../../nbs/serving/health.ipynb #95d82ac1
 RATES = ("walks", "last 12 weeks", "last 26 weeks")
-_INCOME = KINDS.index("income")
+_INCOME, _SPENT = KINDS.index("income"), among(SPENDS)
 
 
 def rate_between(of: Account, first: int, last: int) -> float:
     """(income - spending) / income of the days `first` to `last`, from -1 to 1; NaN without income."""
     rows = (of.day >= first) & (of.day <= last)
     income = of.amount[rows & (of.kind == _INCOME) & (of.amount > 0)].sum()
-    spent = -of.amount[rows & np.isin(of.kind, SPENDS)].sum()
+    spent = -of.amount[rows & _SPENT[of.kind]].sum()
     return float(np.clip((income - spent) / income, -1, 1)) if income > 0 else np.nan
 
 
 def rate_opinions(of: Account, due: Dues, kind_of: dict[int, int], as_of: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(what each of `RATES` says, the rates of the walks) of the `DAYS` to come; NaN where no income is expected."""
     begin, kind = int(of.day[0]), np.array([kind_of.get(c, -1) for c in due.category.tolist()], int)
-    came, spent = (simulate(of.only(kinds), due.take(np.isin(kind, kinds)), as_of, DAYS, seed=seed, begin=begin)[:, -1] for kinds in ((_INCOME,), SPENDS))
+    came, spent = (simulate(of.only(kinds), due.take(among(kinds)[kind]), as_of, DAYS, seed=seed, begin=begin)[:, -1] for kinds in ((_INCOME,), SPENDS))
     rates = np.clip(np.divide(came + spent, came, out=np.full(len(came), np.nan), where=came > 0), -1, 1)
     walked = np.nan if np.isnan(rates).mean() > 0.5 else np.nanmedian(rates)
     return np.array([walked, rate_between(of, as_of - 83, as_of), rate_between(of, as_of - 181, as_of)]), rates[~np.isnan(rates)]
 
-# %% ../../nbs/serving/health.ipynb #0d79f997
-FORMAT = 1
+# %% ../../nbs/serving/health.ipynb #a3c218db
+FORMAT = 2  # 1: chances went by the walks alone
 
-# %% ../../nbs/serving/health.ipynb #b55c8551
+# %% ../../nbs/serving/health.ipynb #db3f8c2d
 @dataclass(frozen=True)
 class HealthParameters:
     """What training found. Raises `ParametersError` when it does not fit together.
 
-    `weights`: anchors x `MEMBERS`; `stretch`: group -> (at 7 days and the anchors) x 4 sides of the fan; `chance`: two numbers for
+    `weights`: anchors x `MEMBERS`; `stretch`: group -> (at 7 days and the anchors) x 4 sides of the fan; `chance`: three numbers for
     the buffer within each of `SPANS`, then for zero;
     `rate_weights`: one for each of `RATES`; `rate_errors`: the errors at `LEVELS`; `warn`: the chance from which on is warned.
     """
@@ -125,7 +134,7 @@ class HealthParameters:
         _need(all(abs(sum(row) - 1) < 1e-6 for row in self.weights), "each row of weights must add up to 1")
         _need(isinstance(self.stretch, dict) and set(self.stretch) == set(GROUPS), f"stretch must hold {', '.join(GROUPS)}, and nothing else")
         keep("stretch", {g: _grid(self.stretch[g], (len(ANCHORS) + 1, len(LEVELS) - 1), f"stretch.{g}", low=0, high=100) for g in GROUPS})
-        keep("chance", _grid(self.chance, (2 * len(SPANS), 2), "chance", low=-20, high=20))
+        keep("chance", _grid(self.chance, (2 * len(SPANS), 3), "chance", low=-20, high=20))
         keep("rate_weights", _grid([self.rate_weights], (1, len(RATES)), "rate_weights", low=0, high=1)[0])
         keep("rate_errors", _grid([self.rate_errors], (1, len(LEVELS)), "rate_errors", low=-2, high=2)[0])
         _need(list(self.rate_errors) == sorted(self.rate_errors), "rate_errors must not fall")
@@ -294,16 +303,16 @@ def judge_stress(measures: dict[str, float | None]) -> tuple[str, tuple[Reason, 
     met = list(met.values())
     return met[0].level if met else "unknown" if measures.get("zero_4") is None else "calm", tuple(met)
 
-# %% ../../nbs/serving/health.ipynb #b7a0695b
-_SAVING, _OWED = KINDS.index("saving"), (KINDS.index("debt"), KINDS.index("fee"))
+# %% ../../nbs/serving/health.ipynb #7e41aaf6
+_SAVING, _OWED = KINDS.index("saving"), among((KINDS.index("debt"), KINDS.index("fee")))
 
 
 def _measures(of: Account, flow: CashFlow, as_of: int) -> dict[str, float | None]:
     """What the rule looks at."""
     weekly, of = weekly_spending(of, as_of), of.until(as_of)
     recent = of.day > as_of - 84
-    spent = -of.amount[recent & np.isin(of.kind, SPENDS)].sum()
-    owed = -of.amount[recent & np.isin(of.kind, _OWED)].sum()
+    spent = -of.amount[recent & _SPENT[of.kind]].sum()
+    owed = -of.amount[recent & _OWED[of.kind]].sum()
     chance = lambda level, days: None if (f := flow.falls_below(level, days)) is None else f.chance  # noqa: E731
     kept = max(-of.amount[of.kind == _SAVING].sum(), 0)
     reserve = None if not of.known or weekly <= 0 else round(float(np.clip((flow.start + kept) / weekly, -99, 999)), 2)
@@ -460,33 +469,133 @@ class Outlook(Card):
 _UNSURE = "The balance before the first row is unknown: only changes can be told. Give user_profiles.opening_balance_minor."
 _WARN = 0.5  # without a trained version
 
-# %% ../../nbs/serving/health.ipynb #e2f66238
+# %% ../../nbs/serving/health.ipynb #d052dcf4
+class Dated(NamedTuple):
+    """What is known with a date: payments that fall due, the same to be named, and warnings of income that has not come."""
+
+    due: Dues
+    payments: tuple[Payment, ...] = ()
+    missing: tuple[EarlyWarning, ...] = ()
+
+
 def look_ahead(user_id: int, of: Account, streams: RecurringStreams, kind_of: dict[int, int], parameters: HealthParameters | None = None,
                buffer: int | None = None, seed: int = 0) -> Outlook:
     """The four answers about one person, as of the day of `streams`; `kind_of` gives the place in KINDS of each category id."""
-    as_of, today = streams.as_of, day_number(streams.as_of)
-    of, mine = of.until(today), streams.streams
+    as_of, mine = streams.as_of, streams.streams
     if len(mine) and set(mine["currency"].to_list()) != {of.currency}:
         mine = mine.filter(pl.col("currency") == of.currency)
     frame = dues(RecurringStreams(as_of, mine), as_of + timedelta(days=1), as_of + timedelta(days=DAYS))
-    due = dues_of(frame)
+    dated = Dated(dues_of(frame), payments_of(frame), tuple(_of_income(mine, as_of, of.currency)))
+    return answers(user_id, of, as_of, dated, kind_of, parameters, buffer, seed)
+
+
+def answers(user_id: int, of: Account, as_of: date, dated: Dated, kind_of: dict[int, int], parameters: HealthParameters | None = None,
+            buffer: int | None = None, seed: int = 0) -> Outlook:
+    """`look_ahead` for whom what is dated is known."""
+    today = day_number(as_of)
+    of = of.until(today)
     group, warn = situation(of, today), _WARN if parameters is None else parameters.warn
     version = "" if parameters is None else parameters.version
-    flow = cash_flow(user_id, of, due, as_of, payments_of(frame), parameters and parameters.bend(group), buffer, seed=seed, group=group,
+    flow = cash_flow(user_id, of, dated.due, as_of, dated.payments, parameters and parameters.bend(group), buffer, seed=seed, group=group,
                      model_version=version, warnings=() if of.known else (_UNSURE,))
     if flow.made_by == "unknown":
         none = ("There are less than three weeks of history: nothing can be told yet.",)
         return Outlook(flow, SavingsRate(user_id, as_of, None, None, None, None, "unknown", none), FinancialStress(user_id, as_of, "unknown", (), {}, "unknown", none),
                        EarlyWarnings(user_id, as_of, (), (), "unknown", none))
-    rate = savings_rate(user_id, as_of, *rate_opinions(of, due, kind_of, today, seed), parameters)
+    rate = savings_rate(user_id, as_of, *rate_opinions(of, dated.due, kind_of, today, seed), parameters)
     measures = _measures(of, flow, today)
     stress = FinancialStress(user_id, as_of, *judge_stress(measures), measures, flow.made_by, flow.warnings)
-    items = [*(_of_falls(flow, warn, weekly_spending(of, today)) if of.known else ()), *_of_income(mine, as_of, of.currency), *_of_rate(rate, warn)]
+    items = [*(_of_falls(flow, warn, weekly_spending(of, today)) if of.known else ()), *dated.missing, *_of_rate(rate, warn)]
     looked = (("the balance",) if of.known else ()) + ("dated income",) + (("the savings rate",) if rate.rate is not None else ())
     return Outlook(flow, rate, stress, EarlyWarnings(user_id, as_of, tuple(sorted(items, key=lambda w: w.day)), looked, flow.made_by, flow.warnings))
 
-# %% ../../nbs/serving/health.ipynb #b9dd8ec4
-MODEL, ANSWER = "health", "health-1"  # the model's name in artifacts; the form of the answer, for the cache
+# %% ../../nbs/serving/health.ipynb #affd7369
+_NEEDED = NEEDED | {"transactions": ("id", "user_id", "occurred_at", "amount_minor", "currency", "category_id", "merchant", "account")}
+_ASKED = {n: _NEEDED[n] for n in ("users", "user_profiles", "categories", "transactions")}
+
+
+def _dated(frames: dict, as_of: date) -> tuple[RecurringStreams, dict[int, Dated]]:
+    """The streams of a block of people, and what is dated for each who has any."""
+    found = detect_spending_cycles(frames, as_of)
+    own = frames["users"].select(pl.col("id").alias("user_id"), "currency")
+    mine = RecurringStreams(as_of, found.streams.join(own, on=["user_id", "currency"], how="semi", maintain_order="left"))
+    late = mine.streams.filter(pl.col("direction") == "in", pl.col("missed") == 1).partition_by("user_id", as_dict=True)
+    money, told = dict(own.iter_rows()), _due_by_person(dues(mine, as_of + timedelta(days=1), as_of + timedelta(days=DAYS)))
+    for (user,), streams in late.items():
+        told[user] = told.get(user, Dated(NOTHING_DUE))._replace(missing=tuple(_of_income(streams, as_of, money[user])))
+    return found, told
+
+
+def _due_by_person(frame: pl.DataFrame) -> dict[int, Dated]:
+    """What falls due of each person: `dues_of` and `payments_of` of their rows, made for all at once."""
+    frame = frame.with_columns(pl.col("stream_id").rank("dense").over("user_id").alias("n")).sort("user_id", "day", "n", maintain_order=True)
+    due, user, number = dues_of(frame, ordered=True), frame["user_id"].to_numpy(), frame["n"].cast(pl.Int64).to_numpy() - 1
+    due, marks = due._replace(stream=number), [0, *(np.flatnonzero(np.diff(user)) + 1).tolist(), len(user)]
+    named = payments_in_order(frame)
+    return {int(user[a]): Dated(due.take(slice(a, b)), tuple(sorted(named[a:b], key=by_day))) for a, b in pairwise(marks) if b > a}
+
+
+def outlooks(source, as_of: date, parameters: HealthParameters | None = None, size: int = 2_000) -> Iterator[Outlook]:
+    """The answers about everybody, one after the other, in order of their ids; `source` is an engine, frames or a snapshot."""
+    for frames in blocks_of(source, as_of, _ASKED, size):
+        kind_of = {i: KINDS.index(k) if isinstance(k, str) else k for i, k in frames["categories"].select("id", "kind").iter_rows()}
+        known = accounts(frames, as_of)
+        found, dated = _dated(frames, as_of)
+        streamed = known.streamed(found)
+        for i, user in enumerate(known.user_ids.tolist()):
+            yield answers(user, known.of(i, streamed), as_of, dated.get(user, Dated(NOTHING_DUE)), kind_of, parameters)
+
+# %% ../../nbs/serving/health.ipynb #551edc3f
+_SCHEMA = {"user_id": pl.Int64, "currency": pl.String, "group": pl.String, "made_by": pl.String, "start_minor": pl.Int64, "buffer_minor": pl.Int64} | {
+    f"{n}_{w}_minor": pl.Int64 for w in (4, 12) for n in ("low80", "balance", "high80")} | {"lowest_minor": pl.Int64, "lowest_day": pl.Date} | {
+    f"{n}_{w}": pl.Float64 for n in ("zero", "buffer") for w in (4, 12)} | {
+    "savings_rate": pl.Float64, "savings_low80": pl.Float64, "savings_high80": pl.Float64, "more_out": pl.Float64, "level": pl.String, "warnings": pl.List(pl.String)}
+
+
+def _row_of(o: Outlook) -> tuple:
+    """The row of `Outlooks` about one person."""
+    b, s = o.balance, o.savings
+    money = [v for w in (28, 84) for v in (b.fan[w - 1][1:4] if b.fan else (None,) * 3)]
+    falls = [f.chance if (f := b.falls_below(level, days)) else None for level in (0, b.buffer) for days in SPANS]
+    low = (b.low.amount, b.low.day) if b.low else (None, None)
+    rate = (s.rate, s.range and s.range[1], s.range and s.range[3], s.below_zero)
+    return (b.user_id, b.currency, b.group, b.made_by, b.start if b.known else None, b.buffer, *money, *low, *falls, *rate, o.stress.level, [w.kind for w in o.warnings.items])
+
+# %% ../../nbs/serving/health.ipynb #2ef4096d
+@dataclass(frozen=True, repr=False)
+class Outlooks(Card):
+    """The outlooks of everybody as of a day.
+
+    `table`: one row a person: user_id, currency, group, made_by; the balance now and its 80 % range in 4 and 12 weeks (changes where `start_minor` is null: the balance is unknown);
+    the lowest balance and its day; the chances of a day below zero and below the buffer; the savings rate and the chance that more goes out than comes in; level of stress; kinds of warnings.
+    """
+
+    as_of: date
+    model_version: str
+    table: pl.DataFrame
+
+    def __len__(self):
+        return len(self.table)
+
+    def __repr__(self):
+        levels = ", ".join(f"{n:,} {level}" for level in (*LEVELS_OF_STRESS, "unknown") if (n := (self.table["level"] == level).sum()))
+        return f"Outlooks({self.as_of}: {len(self):,} people; {levels})"
+
+    def to_frame(self) -> pl.DataFrame:
+        """The table."""
+        return self.table
+
+    def card_title(self) -> str:
+        return f"Everybody's outlook as of {self.as_of}"
+
+    def card_body(self) -> Html:
+        warned = pl.col("warnings").list.len() > 0
+        rows = self.table.group_by("level").agg(pl.len().alias("people"), pl.col("zero_12").mean(), pl.col("buffer_12").mean(), warned.mean().alias("warned")).sort("people", descending=True)
+        names = {"level": "How tight", "people": "People", "zero_12": "Below zero in 12 weeks", "buffer_12": "Below the buffer in 12 weeks", "warned": "Warned"}
+        return join([table(rows.to_dicts(), names, dict.fromkeys(("zero_12", "buffer_12", "warned"), ".0%")), prose(f"By {self.model_version or 'the rules: no trained version serves'}.")])
+
+# %% ../../nbs/serving/health.ipynb #05c6575d
+MODEL, ANSWER = "health", "health-2"  # the model's name in artifacts; the form of the answer, for the cache
 
 
 class LoadedHealth(NamedTuple):
@@ -508,14 +617,9 @@ def open_health(artifacts: str | Path, version: str | None = None) -> tuple[Heal
     except (ArtifactError, ParametersError, OSError) as e:
         return None, LoadedHealth("rules", "", (f"the trained version cannot be used: {e}",))
 
-# %% ../../nbs/serving/health.ipynb #adc8952e
-class FinancialHealthForecaster:
-    """Answers about one person from a database (URL or engine) and a folder of artifacts.
-
-    All methods take a local day `as_of`, and a moment `now` (UTC): with it answers are kept in the database and given again while they hold;
-    without it each is made afresh. It may be shared between threads. `version`: a published version that answers instead
-    of the champion. Raises `DatabaseError` for a database it cannot use or a person it does not know.
-    """
+# %% ../../nbs/serving/health.ipynb #58e0ecc0
+class _Answers:
+    """The half of the service that reads, and asks the cache first."""
 
     def __init__(self, database: str | sa.Engine, artifacts: str | Path, version: str | None = None):
         self.engine = connect(database) if isinstance(database, str) else database
@@ -552,6 +656,21 @@ class FinancialHealthForecaster:
         kinds[list(kind_of)] = list(kind_of.values())
         streams = person_streams(payments, as_of)
         return look_ahead(user_id, account_of(payments, as_of, currency, opening, kinds, streams), streams, kind_of, parameters, buffer)
+
+# %% ../../nbs/serving/health.ipynb #ac38b6c7
+class FinancialHealthForecaster(_Answers):
+    """Answers about one person from a database (URL or engine) and a folder of artifacts.
+
+    All methods take a local day `as_of`, and a moment `now` (UTC): with it answers are kept in the database and given again while they hold;
+    without it each is made afresh. It may be shared between threads. `version`: a published version that answers instead
+    of the champion. Raises `DatabaseError` for a database it cannot use or a person it does not know.
+    """
+
+    def outlook_all(self, as_of: date, source=None) -> Outlooks:
+        """The outlooks of everybody as of a day: of the database, or of frames or a snapshot given as `source`. Nothing is stored."""
+        parameters, status = self._loaded
+        rows = [_row_of(o) for o in outlooks(self.engine if source is None else source, as_of, parameters)]
+        return Outlooks(as_of, status.model_version, pl.DataFrame(rows, _SCHEMA, orient="row"))
 
     def forecast_balance_trajectory(self, user_id: int, as_of: date, now: datetime | None = None, buffer: int | None = None) -> CashFlow:
         """Where the balance goes over the next twelve weeks."""
