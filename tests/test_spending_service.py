@@ -22,7 +22,7 @@ from fincoach.serving.artifacts import promote, publish
 from fincoach.serving.forecast import _SHAPES, GROUPS, HORIZON, TREES, SpendingParameters
 from fincoach.serving.inference import Cluster, FeatureScaling, SegmentationParameters
 from fincoach.serving.inputs import AHEAD, BY_MONTH, BY_WEEK, WEEK
-from fincoach.serving.offsets import AND, Offsets
+from fincoach.serving.offsets import AND, Offsets, set_right
 from fincoach.serving.policy import Places
 from fincoach.serving.segmentation import ServiceError
 from fincoach.serving.spending import ALERT_RULES, MOST_ALERTS, SpendingPredictionService
@@ -217,6 +217,23 @@ def test_chances_of_budgets_come_true_as_often_as_they_say(rules, world):
     assert np.square(said - true).mean() < np.square(share - true).mean()
     assert true[said < 0.1].mean() < 0.12
     assert true[said > 0.5].mean() > 0.4
+
+
+def test_chances_of_the_total_are_set_right_as_the_model_says_and_those_of_categories_are_not(world, model, tmp_path):
+    bent = SpendingPredictionService(world.engine, published(tmp_path, files(chances=(1.5, 0.5, 0.7))))
+    asked = {"total": 60_000, "groceries": 9_000}
+    changed = 0
+    for user in range(1, 21):
+        plain, other = ({r.category: r for r in s.assess_budget_risk(user, DAY, asked).risks} for s in (model, bent))
+        if "total" not in plain:
+            continue
+        certain = plain["total"].spent > plain["total"].budget
+        want = 1.0 if certain else float(set_right(plain["total"].chance, (1.5, 0.5, 0.7)))
+        assert math.isclose(other["total"].chance, want, abs_tol=0.01)  # the plain one went through numbers that leave all as it is, but for the ends
+        assert other["groceries"].chance == plain["groceries"].chance
+        assert (other["total"].expected, other["total"].low80) == (plain["total"].expected, plain["total"].low80)
+        changed += abs(other["total"].chance - plain["total"].chance) > 0.02
+    assert changed >= 3
 
 
 def test_budgets_are_checked(rules):
@@ -481,7 +498,7 @@ def test_a_model_without_numbers_for_somebody_is_answered_by_the_rule(world, mod
     way = model._way
 
     class Broken:
-        categories = way.model.categories
+        categories, parameters = way.model.categories, way.model.parameters
 
         def forecast(self, series, echoes, segments):
             found = way.model.forecast(series, echoes, segments)

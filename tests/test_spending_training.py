@@ -17,16 +17,19 @@ from fincoach.forecast import training
 from fincoach.forecast.dossier import BOOSTING, CHAMPION, MEAN, SERVED, gates, judge
 from fincoach.forecast.spending import SpendingConfig
 from fincoach.forecast.training import (
+    MORE,
     Recipe,
     _best_constant,
     _why,
     by_group,
     champion_model,
+    come_true,
     coverage,
     examine,
     finish,
     fit,
     forecast_audit,
+    judged,
     kinds,
     placed_at,
     reach,
@@ -35,10 +38,11 @@ from fincoach.forecast.training import (
     three_people,
     versus,
 )
-from fincoach.serving.artifacts import open_version
+from fincoach.serving.artifacts import champion as champion_version
+from fincoach.serving.artifacts import open_version, promote, publish
 from fincoach.serving.forecast import HORIZON, MONTH
 from fincoach.serving.inference import Cluster, FeatureScaling, SegmentationParameters
-from fincoach.serving.offsets import AND
+from fincoach.serving.offsets import AND, AS_SAID
 
 FILES = {
     "spending.json", "spending_lstm.onnx", "spending_lstm.pth", "spending_trees.npz", "spending_predictor.pkl", "feature_engineering_pipeline.pkl", "feature_config.json",
@@ -224,6 +228,55 @@ def test_a_better_champion_holds_a_version_back(evidence):
     assert gate(e, "To the champion").passed is False
     even = replace(evidence.test, models=evidence.test.models | {CHAMPION: evidence.test.models[SERVED]})
     assert gate(replace(e, versus=versus(even)), "To the champion").passed is True
+
+
+@pytest.fixture(scope="module")
+def in_service(snapshot, recipe, halves, tmp_path_factory):
+    """A version learned eight weeks earlier, published and promoted: the champion as it is opened."""
+    folder, day = tmp_path_factory.mktemp("artifacts"), recipe.as_of - timedelta(days=56)
+    older = replace(recipe, as_of=day)
+    trained = fit(take_data(snapshot, older, halves), older, f"{day}-0123456789", config=SpendingConfig(steps=30, rounds=30, seed=5)).final
+    publish(folder, "spending", f"{day}-0123456789", trained.to_files() | {"segmentation.json": halves.to_json().encode()}, {})
+    promote(folder, "spending", f"{day}-0123456789")
+    return open_version(folder, "spending", champion_version(folder, "spending"))
+
+
+def test_a_new_version_is_measured_against_the_one_in_service_as_it_serves(evidence, data, fitted, snapshot, recipe, in_service):
+    """Two versions that were really learned. The newer is judged by the older one's own answers; one that has learned nothing is held back by it."""
+    champion = champion_model(in_service)
+    test, _ = judged(data, fitted, champion)
+    w = int(data.test[4])
+    said = champion.forecast(data.series.until(w), data.echo[:, w], data.placed[:, w])
+    there = np.isfinite(test.y[:, 4, 0])
+    assert np.allclose(test.models[CHAMPION].point[there, 4], said.point[there])
+    assert np.allclose(test.models[CHAMPION].quantiles[there, 4], said.quantiles[there])
+    known = {"parent": in_service.version, "champion": champion.parameters.version, "champion_as_of": champion.parameters.as_of}
+    e = replace(evidence, test=test, versus=versus(test), **known)
+    row = e.against(CHAMPION, "next week")
+    assert row["low"] < row["value"] < row["high"]
+    assert gate(e, "To the champion").interval == (row["low"], row["high"])
+    assert gate(e, "To the champion").passed == (row["high"] <= 0.01)
+    assert "had seen some of these weeks" not in gate(e, "To the champion").meaning or champion.parameters.as_of > data.day(data.test[0])
+    untaught = fit(data, recipe, f"{recipe.as_of}-ffffffffff", config=SpendingConfig(steps=1, rounds=1, seed=3))
+    poor, _ = judged(data, untaught, champion)
+    worse = replace(evidence, test=poor, versus=versus(poor), **known)
+    assert worse.against(CHAMPION, "next week")["value"] > 0.01
+    assert gate(worse, "To the champion").passed is False
+    assert judge(worse).decision == "hold"
+
+
+def test_chances_are_told_as_they_came_true(evidence, data, fitted):
+    """Every outcome is counted once for each way, shares lie between their ends, and a forecast that knows what comes is found out."""
+    rows = evidence.chances.filter(pl.col("cases") > 0)
+    each = rows.group_by("more", "way").agg(pl.col("cases").sum())
+    assert set(rows["more"]) == set(MORE)
+    assert each.group_by("more").agg(pl.col("cases").n_unique() == 1)["cases"].all()
+    assert ((rows["low"] <= rows["came"]) & (rows["came"] <= rows["high"])).all()
+    assert fitted.judged.parameters.chances != AS_SAID
+    assert fitted.final.model.parameters.chances != fitted.judged.parameters.chances
+    knows = come_true(perfect(evidence).test, data, AS_SAID)
+    sure = knows.filter((pl.col("from") == 0.7) & (pl.col("cases") > 0))
+    assert (sure["came"] == 1).all()
 
 
 def test_files_say_what_was_trained_and_the_version_opens_as_champion(evidence, data, fitted, snapshot, recipe, tmp_path):

@@ -142,8 +142,8 @@ def track(offsets: Offsets, y, quantiles, scale, groups, origins=None, gain: flo
             said[:, o] = shifted(offsets, quantiles[:, o], scale[:, o], groups[:, o])
     return offsets, said
 
-# %% ../../nbs/evaluate/conformal.ipynb #90bcf951
-HELD = 20.0
+# %% ../../nbs/evaluate/conformal.ipynb #c814fb0a
+HELD = 2.0
 
 
 def truer(said, came, weight: float = 0.25) -> tuple[float, float, float]:

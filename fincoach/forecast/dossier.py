@@ -37,7 +37,7 @@ from fincoach.evaluate.report import (
 from ..serving.forecast import HORIZON
 from ..show import chart, intervals, lines
 
-# %% ../../nbs/forecast/dossier.ipynb #fb05954b
+# %% ../../nbs/forecast/dossier.ipynb #9e82acfb
 SERVED, RULES, CHAMPION = "served", "plain rule", "champion"
 BOOSTING, MEAN = "boosting", "12-week mean"
 
@@ -57,6 +57,7 @@ class Evidence:
     versus: pl.DataFrame = field(repr=False)  # what is served against every other model, paired
     groups: pl.DataFrame = field(repr=False)
     coverage: pl.DataFrame = field(repr=False)
+    chances: pl.DataFrame = field(repr=False)  # how often months above the usual came, by what was said
     curve: pl.DataFrame = field(repr=False)  # errors of sums over so many people
     alone: dict[str, float]  # what single people's weeks allow
     changes: pl.DataFrame = field(repr=False)
@@ -395,7 +396,7 @@ def _champion(e: Evidence) -> list:
     return [text("No version was serving when this one was trained: it is judged against plain rivals." if e.parent is None else
                  f"The champion `{e.parent}` could not be used any more (damaged, or made for other inputs), so nothing could be compared with it. A person must decide.")]
 
-# %% ../../nbs/forecast/dossier.ipynb #8a0171e6
+# %% ../../nbs/forecast/dossier.ipynb #70be0bba
 def _uncertainty(e: Evidence) -> Section:
     rows = e.coverage.filter(pl.col("by") != "weeks ahead")
     drawn = [picture(intervals([(f"{r['group']} ({r['people']:,}), {r['what']}", r["value"], r["low"], r["high"]) for r in rows.filter((pl.col("level") == level) & pl.col("by").is_in(["all", "activity", "segment"])).iter_rows(named=True)],
@@ -408,6 +409,8 @@ def _uncertainty(e: Evidence) -> Section:
         picture(lines(list(range(1, HORIZON + 1)), series, alt="Coverage by weeks ahead", xlabel="weeks ahead", ylabel="share within the range"), "Coverage by weeks ahead"),
         *(grid(e.ranges.filter(pl.col("what") == what).drop("what"), formats=dict.fromkeys([c for c in e.ranges.columns if c not in ("ranges", "what")], ".1%"),
                caption=f"What ranges of 80 % would have held without correction, with other ones, and as served: {what}") for what in ("weeks", "four weeks together")),
+        grid(e.chances.filter(pl.col("cases") > 0), formats={"more": ".0%", "cases": ",.0f"} | dict.fromkeys(("from", "said", "came", "low", "high"), ".0%"),
+             caption="\"Four weeks above the usual by so much\": the chances that were said, and how often it came, with 95 % intervals over people"),
         text("Intervals of scores are over people: people are taken as independent, weeks of one person are not. What all share, such as a bad winter, no interval over people knows."),
         *(picture(_fan(p), f"{p.which.capitalize()}: person {p.user_id}, off by {_percent(p.error)} over twelve weeks. {p.why[0].upper() + p.why[1:]}.") for p in e.people)])
 
