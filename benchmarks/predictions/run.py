@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = 100  # people asked one after the other
+UNSEEN = 14  # weeks before the end at which training stops: what was said after that is compared with what came
 
 
 def percentiles(seconds: list[float]) -> dict:
@@ -189,7 +190,7 @@ def main(people: int, days: int, copies: int, judged: int, rules: bool, out: str
         engine.dispose()
         artifacts = f / "artifacts"
         if not rules:
-            trained(snapshot, day, artifacts, lambda *_: None)
+            trained(snapshot, day - timedelta(weeks=UNSEEN), artifacts, lambda *_: None)
         results = {"machine": f"{os.cpu_count()} cores, Python {platform.python_version()}", "people": people, "days": days, "serve": fresh("serve", url, artifacts, day),
                    "batch": fresh("batch", snapshot.path, artifacts, day, copies), "chances": fresh("chances", snapshot.path, artifacts, day, judged)}  # fmt: skip
     Path(out).write_text(json.dumps(results, indent=1) + "\n")
