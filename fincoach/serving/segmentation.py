@@ -364,7 +364,7 @@ class ModelStatus(NamedTuple):
     version: str
     why_rules: str
 
-# %% ../../nbs/serving/segmentation.ipynb #db03cb80
+# %% ../../nbs/serving/segmentation.ipynb #c0de293b
 def _load(artifacts: Path, version: str | None = None):
     """The champion, or another `version`, as (_Model, its artifact), or (_Rules, None) that say what was wrong with it."""
     try:
@@ -375,7 +375,7 @@ def _load(artifacts: Path, version: str | None = None):
         parameters = SegmentationParameters.from_json(artifact.read("segmentation.json"))
         return _Model(version, parameters), artifact
     except (ArtifactError, ParametersError) as e:
-        return _Rules(e.kind, str(e)), None
+        return _Rules(e.kind, "" if isinstance(e, ArtifactError) else str(e)), None  # an ArtifactError names folders
     except OSError as e:
         return _Rules("invalid", e.strerror or str(e)), None
 
