@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECRET', 'PUBLIC', 'AUDIENCE', 'ISSUER', 'ROLES', 'LIMITS', 'FRESH', 'GRACE', 'AGAIN', 'NUMBERED', 'POLICY',
            'AccessError', 'Refused', 'Keys', 'keys_from', 'Claims', 'read_token', 'make_token', 'Buckets', 'Limits',
-           'Caller', 'Person', 'Aside', 'Standing', 'Notes', 'Access', 'Bearer', 'Anyone', 'Admin', 'Own',
+           'Caller', 'Person', 'Aside', 'Standing', 'Notes', 'Known', 'Access', 'Bearer', 'Anyone', 'Admin', 'Own',
            'note_stranger', 'check_policy', 'depth', 'Shield', 'network', 'Consent', 'Revocation', 'Erasures',
            'me_router', 'admin_router', 'revoke']
 
@@ -345,10 +345,37 @@ def find(engine: sa.Engine, subject: str) -> int | None:
         found = ask("SELECT id FROM users WHERE external_id = ?", subject).fetchone()
     return None if found is None else found[0]
 
-# %% ../../nbs/api/access.ipynb #f10e1765
+# %% ../../nbs/api/access.ipynb #81c3537a
 AGAIN = 60.0  # seconds after which a token is looked at anew
 
 
+class Known:
+    """Callers whose token was found valid, by token, `most` of them; `forget` lets go of everybody at once."""
+
+    def __init__(self, most: int = 50_000):
+        self.most, self.by_token = most, {}
+
+    def forget(self) -> None:
+        """Everybody is looked up again."""
+        self.by_token: dict[str, _Kept] = {}  # a new one: who is being looked up now goes into the old
+
+    async def look(self, token: str, at: float, aside: Aside, verify: Callable[[str], _Kept]) -> _Kept:
+        """The caller behind a token that is new, or was not looked at for long. Who was known stays so while the database is away."""
+        known, kept = self.by_token, self.by_token.get(token)
+        try:
+            found = await aside(verify, token)
+        except Refused as refusal:
+            if refusal.status_code == 503 and kept is not None and at - kept.at < AGAIN + GRACE:
+                return kept
+            known.pop(token, None)
+            raise
+        while len(known) >= self.most:
+            del known[next(iter(known))]
+        known.pop(token, None)  # so that it stands last
+        known[token] = found
+        return found
+
+# %% ../../nbs/api/access.ipynb #4554df8f
 class Access:
     """Turns tokens into callers and persons: `own`, `admin` and `anyone` are FastAPI dependencies; `notes` is the audit log."""
 
@@ -357,8 +384,8 @@ class Access:
         self.engine, self.keys, self.now, self.since = engine, keys, now, since
         self.own, self.admin, self.anyone = Own(self), Admin(self), Anyone(self)
         self.reads, self.notes = Aside(2), Notes(engine, now, mark)
-        self._kept: dict[str, _Kept] = {}
-        self._buckets, self.standing = Buckets(*limits.caller), Standing(engine, self._kept.clear)
+        self.known, self._buckets = Known(), Buckets(*limits.caller)
+        self.standing = Standing(engine, self.known.forget)
 
     def verify(self, token: str) -> _Kept:
         """Who holds `token`, and until when. Raises `Refused`: 401 for a bad token, 403 for a user whom the database does not know."""
@@ -370,10 +397,11 @@ class Access:
 
     async def caller(self, token: str) -> Caller:
         """Who holds `token` now, as `verify`, and not revoked, not being erased, not too often."""
-        at, kept = self.since(), self._kept.get(token)
+        at = self.since()
+        await self.standing.fresh(self.reads, at, self.now)  # first: it may forget whom we know
+        kept = self.known.by_token.get(token)
         if kept is None or at - kept.at > AGAIN:
-            kept = await self._look(token, kept, at)
-        await self.standing.fresh(self.reads, at, self.now)
+            kept = await self.known.look(token, at, self.reads, self.verify)
         caller = kept.caller
         if kept.until <= self.now():
             raise _unauthorised("the token has expired", "ask for a new one")
@@ -384,21 +412,6 @@ class Access:
         if wait := self._buckets.take(caller.subject, at):
             raise _too_many(wait)
         return caller
-
-    async def _look(self, token: str, kept: _Kept | None, at: float) -> _Kept:
-        """The caller behind a token that is new, or was not looked at for long."""
-        try:
-            found = await self.reads(self.verify, token)
-        except Refused as refusal:
-            if refusal.status_code == 503 and kept is not None and at - kept.at < AGAIN + GRACE:
-                return kept
-            self._kept.pop(token, None)
-            raise
-        while len(self._kept) >= 50_000:
-            del self._kept[next(iter(self._kept))]
-        self._kept.pop(token, None)  # so that it stands last
-        self._kept[token] = found
-        return found
 
     def close(self) -> None:
         """Lets go of its threads."""
