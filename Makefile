@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export JUPYTER_PLATFORM_DIRS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help retrain test coach lab docs check fix export hooks bench clean
+.PHONY: help retrain test coach serve lab docs check fix export hooks bench clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: $(READY) ## check style, then run every notebook and every test
 
 coach: $(READY) ## your own bank statements as a page to keep (STATEMENTS=file or folder)
 	@$(BIN)/fincoach coach $(if $(STATEMENTS),'$(STATEMENTS)',$(error say which: make coach STATEMENTS=path/to/statements))
+
+serve: $(READY) ## the API and a page about one person, on what `make retrain` left
+	@$(BIN)/fincoach serve --today newest
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/tutorials/01_transactions_to_segments.ipynb
