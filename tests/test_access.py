@@ -211,6 +211,22 @@ def test_a_router_that_hides_its_routes_does_not_start():
         check_policy(app.routes)
 
 
+def test_whom_a_request_is_about_is_said_once_and_in_openapi(app, place):
+    """Two names are not taken for one, however they are spelled; OpenAPI tells of the parameter exactly where it counts."""
+    names, good = place[2], token(place[2][1])
+
+    async def walk():
+        async with client(app) as c:
+            for query, status in ((f"user={names[1]}&user={names[2]}", 422), (f"user={names[2]}&us%65r={names[1]}", 422), (f"user={'x' * 129}", 422),
+                                  (f"us%65r={names[1]}&user=", 422), ("user", 403), (f"User={names[2]}", 200), (f"user[]={names[2]}", 200), (f"superuser={names[2]}", 200)):
+                assert (await c.get(f"/me/consent?{query}", headers=bearer(good))).status_code == status, query
+            return (await c.get("/openapi.json")).json()
+
+    told = {(method.upper(), path): [p["name"] for p in operation.get("parameters", [])] for path, item in run(walk())["paths"].items() for method, operation in item.items()}
+    for key, parameters in told.items():
+        assert parameters.count("user") == (POLICY[key] == "own"), key
+
+
 def test_what_is_smuggled_into_bodies_is_refused_and_not_stored(app, place):
     _, engine, names, _ = place
 

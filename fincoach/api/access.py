@@ -6,8 +6,8 @@
 __all__ = ['SECRET', 'PUBLIC', 'AUDIENCE', 'ISSUER', 'ROLES', 'LIMITS', 'FRESH', 'GRACE', 'AGAIN', 'NUMBERED', 'POLICY',
            'AccessError', 'Refused', 'Keys', 'keys_from', 'Claims', 'read_token', 'make_token', 'Buckets', 'Limits',
            'Caller', 'Person', 'Aside', 'Standing', 'Notes', 'Known', 'Access', 'Bearer', 'Anyone', 'Admin', 'Own',
-           'note_stranger', 'check_policy', 'depth', 'Shield', 'network', 'Consent', 'Revocation', 'Erasures',
-           'me_router', 'admin_router', 'revoke']
+           'document_user', 'note_stranger', 'check_policy', 'depth', 'Shield', 'network', 'Consent', 'Revocation',
+           'Erasures', 'me_router', 'admin_router', 'revoke']
 
 # %% ../../nbs/api/access.ipynb #fa79f0a2
 import asyncio
@@ -431,7 +431,7 @@ def _token(request: Request) -> str:
         raise _unauthorised("there is no bearer token")
     return found[0][7:].strip().decode("latin-1")
 
-# %% ../../nbs/api/access.ipynb #99364ec4
+# %% ../../nbs/api/access.ipynb #91c3b07a
 class Bearer(SecurityBase):
     """What the three dependencies share: their scheme in OpenAPI, and the `access` they ask."""
 
@@ -462,10 +462,10 @@ class Admin(Bearer):
 class Own(Bearer):
     """The person whom a request is about: who asks, or for an operator the one named by `user`."""
 
-    async def __call__(self, request: Request, user: Annotated[str | None, Query(
-            max_length=128, description="Whom the answer is about: for operators. Without it, who asks.")] = None) -> Person:
+    async def __call__(self, request: Request) -> Person:
         access, scope = self.access, request.scope
         caller = scope["fincoach.caller"] = await access.caller(_token(request))
+        user = _named(request)
         if user is None or user == caller.subject:
             if caller.user_id is None:
                 raise Refused(422, "an operator has no data here", "name a person with ?user=NAME")
@@ -481,6 +481,27 @@ class Own(Bearer):
             person = Person(about, user, caller)
         scope["fincoach.person"] = person
         return person
+
+# %% ../../nbs/api/access.ipynb #8a874157
+def _named(request: Request) -> str | None:
+    """The value of `user` in the query; None where it is not there. Raises `Refused` 422 for two, and for one that is too long."""
+    if b"user" not in request.scope["query_string"]:
+        return None
+    found = request.query_params.getlist("user")
+    if len(found) > 1 or (found and len(found[0]) > 128):
+        raise Refused(422, "`user` is there twice, or longer than 128 characters", "name one person")
+    return found[0] if found else None
+
+
+_USER = {"name": "user", "in": "query", "required": False, "schema": {"type": "string", "maxLength": 128},
+         "description": "Whom the answer is about: for operators. Without it, who asks."}
+
+# %% ../../nbs/api/access.ipynb #884a1540
+def document_user(routes) -> None:
+    """Tells OpenAPI of `user`, for every route that depends on `own`."""
+    for route in routes:
+        if _depends(getattr(route, "dependant", None), Own) and _USER not in (extra := route.openapi_extra or {}).get("parameters", []):
+            route.openapi_extra = extra | {"parameters": [*extra.get("parameters", []), _USER]}
 
 # %% ../../nbs/api/access.ipynb #fdd60775
 NUMBERED = {"goal_id": "financial_goals", "recommendation_id": "recommendation_history"}
@@ -703,7 +724,7 @@ class Erasures:
         """Waits for the one at work; the others go on at the next start."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../../nbs/api/access.ipynb #edcf24e9
+# %% ../../nbs/api/access.ipynb #5e0a032b
 def me_router(access: Access, erasures: Erasures) -> APIRouter:
     """What a person may do with their own data: /me/consent, /me/export, /me/anonymise, and DELETE /me."""
     router, engine, exports = APIRouter(prefix="/me", tags=["My data"]), access.engine, Aside(1, patience=60, waiting=8)
@@ -741,6 +762,7 @@ def me_router(access: Access, erasures: Erasures) -> APIRouter:
     async def erase(person: own, confirm: _Confirm) -> dict:
         return await end(person, confirm, "erase")
 
+    document_user(router.routes)
     return router
 
 # %% ../../nbs/api/access.ipynb #f70403fb
