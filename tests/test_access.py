@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import math
+import os
 import time
 from datetime import UTC, datetime
 from itertools import product
@@ -317,11 +318,31 @@ class Clock:
         return self.at
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path):
+    """The URL of an empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/var/fincoach.db"
+        return
+    if "FINCOACH_TEST_POSTGRES" not in os.environ:
+        pytest.skip("FINCOACH_TEST_POSTGRES names no PostgreSQL database")
+    url = sa.make_url(os.environ["FINCOACH_TEST_POSTGRES"])
+    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as c:
+        c.exec_driver_sql("DROP SCHEMA IF EXISTS access CASCADE")
+        c.exec_driver_sql("CREATE SCHEMA access")
+    yield url.update_query_dict({"options": "-csearch_path=access"}).render_as_string(hide_password=False)
+    with admin.connect() as c:
+        c.exec_driver_sql("DROP SCHEMA access CASCADE")
+    admin.dispose()
+
+
 @pytest.fixture
-def small(tmp_path):
-    """A database with two people, two `Access` on it as two processes have them, their clock, and the file."""
+def small(request, tmp_path):
+    """A database with two people, two `Access` on it as two processes have them, their clock, and the file. On SQLite unless a test takes `database` too."""
     file = tmp_path / "var" / "fincoach.db"
-    engines = [connect(f"sqlite:///{file}", wait=0.3) for _ in range(2)]
+    url = request.getfixturevalue("database") if "database" in request.fixturenames else f"sqlite:///{file}"
+    engines = [connect(url, wait=0.3) for _ in range(2)]
     upgrade(engines[0])
     load(engines[0], {"users": pl.DataFrame({"id": [1, 2], "external_id": ["anna", "bert"], "currency": "EUR", "created_at": datetime(2026, 1, 1, tzinfo=UTC)})})
     clock = Clock()
@@ -339,7 +360,7 @@ def refusal(coroutine):
     return refused.value.status_code
 
 
-def test_a_revoked_token_is_refused_within_a_second_by_every_process(small):
+def test_a_revoked_token_is_refused_within_a_second_by_every_process(database, small):
     (one, two), clock, _ = small
     good, other = token("anna", token_id="a"), token("anna", token_id="b")
     assert run(one.caller(good)) == run(two.caller(good))
@@ -359,7 +380,7 @@ def test_a_remembered_token_expires_on_time(small):
     assert refusal(one.caller(good)) == 401
 
 
-def test_an_erased_person_is_locked_out_at_once_and_the_number_is_not_inherited(small, tmp_path):
+def test_an_erased_person_is_locked_out_at_once_and_the_number_is_not_inherited(database, small, tmp_path):
     """The other process remembers the token; the number goes to a new person; the old token must not open the new one's data."""
     (one, two), clock, _ = small
     good = token("bert")
@@ -604,6 +625,18 @@ def test_export_and_erasure_over_http(place, tmp_path, caplog):
     said = json.dumps(rows, default=str) + "".join(r.getMessage() for r in caplog.records if r.name.startswith("fincoach"))
     amounts = {str(r["amount_minor"]) for r in json.loads(export)["tables"]["transactions"] if abs(r["amount_minor"]) > 99_999}
     assert not [secret for secret in (me, token(me)[:20], *amounts) if secret in said]
+
+
+def test_odd_names_and_numbers_are_nobody_on_both_databases(database, small):
+    """Names that a database cannot even be asked for are nobody, not an error."""
+    (one, _), _, _ = small
+    for name in ("\0", "a\0b", "' OR 1=1 --", "%", "x" * 128, "\u202e", "anna ", "ANNA"):
+        assert access_.find(one.engine, name) is None, name
+    assert access_.find(one.engine, "anna") == 1
+    for number in (1, -1, 2**63 - 1, 2**63, -(2**200)):
+        assert access_._owner(one.engine, "financial_goals", number) is None
+    run(one.notes.note(access_.Caller(None, "night-shift", "admin", "t"), "access", 1))
+    assert audit.verify(one.engine).rows == 1
 
 
 def test_a_remembered_caller_costs_microseconds(small):
