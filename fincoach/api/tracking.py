@@ -20,7 +20,7 @@ from ..data.database import DatabaseError
 from ..data.tables import to_micros
 from ..serving.events import CONTEXT, MOST, VOCABULARY, BehavioralEventService, Event, EventBatcher, EventError, Refused, parse, uuid_of
 
-# %% ../../nbs/api/tracking.ipynb #f8fbe39c
+# %% ../../nbs/api/tracking.ipynb #b3644a0b
 ROUTES: Mapping[tuple[str, str], str] = {
     ("GET", "/coaching/user-segment"): "segment_viewed",
     ("GET", "/coaching/segment-insights"): "insights_viewed",
@@ -28,6 +28,7 @@ ROUTES: Mapping[tuple[str, str], str] = {
     ("GET", "/coaching/spending-prediction"): "forecast_viewed",
     ("GET", "/coaching/goal-probability/{goal_id}"): "goal_viewed",
     ("GET", "/coaching/financial-forecast"): "forecast_viewed",
+    ("GET", "/coaching/card"): "card_viewed",
     ("GET", "/coaching/behavioral-insights"): "insights_viewed",
     ("GET", "/coaching/recommendation"): "recommendation_viewed",
     ("POST", "/coaching/refresh-segment"): "segment_refreshed",
@@ -51,6 +52,28 @@ def _kind(path: str, method: str, routes: Mapping) -> tuple[str, tuple] | None:
         return found, ("recommendation_id", number)
     return None
 
+# %% ../../nbs/api/tracking.ipynb #9e824c1c
+_AGAIN, _LOOKS = 60.0, 50_000
+
+
+class _Looks:
+    """Who looked at what in the last minute; up to `_LOOKS` of them."""
+
+    def __init__(self):
+        self.held: dict[tuple, float] = {}
+
+    def new(self, look: tuple, at: float) -> bool:
+        """Whether `look` was not seen in the minute before the moment `at`; then it is noted."""
+        last = self.held.get(look)
+        if last is not None and at - last < _AGAIN:
+            return False
+        if len(self.held) >= _LOOKS:
+            self.held = {k: v for k, v in self.held.items() if at - v < _AGAIN}
+            if len(self.held) >= _LOOKS:
+                self.held.clear()
+        self.held[look] = at
+        return True
+
 # %% ../../nbs/api/tracking.ipynb #608ecb60
 _GAP, _KEEP = 1800.0, 10_000
 
@@ -71,12 +94,12 @@ class _Sessions:
             self.held.popitem(last=False)
         return name
 
-# %% ../../nbs/api/tracking.ipynb #a6cc6cf3
+# %% ../../nbs/api/tracking.ipynb #cecd7063
 class EventCapture:
     """Turns an answered request of a person about themselves into an `Event`. `clock()` gives the moment, in UTC."""
 
     def __init__(self, clock: Callable[[], datetime], routes: Mapping[tuple[str, str], str] = ROUTES, prefix: str = ""):
-        self.clock, self.routes, self.prefix, self.sessions = clock, routes, prefix, _Sessions()
+        self.clock, self.routes, self.prefix, self.sessions, self.looks = clock, routes, prefix, _Sessions(), _Looks()
 
     def kind(self, scope: Mapping) -> tuple[str, tuple] | None:
         """The type of event that the request would be, and the number in its path; None if it is none."""
@@ -88,13 +111,15 @@ class EventCapture:
         return _kind(path, scope["method"], self.routes)
 
     def event(self, scope: Mapping, kind: tuple[str, tuple], status: int, begun: float) -> Event | None:
-        """The event; None if the request was not a person's own. `begun`: when it began, as `monotonic` says."""
+        """The event; None if the request was not a person's own, or a look that counts already. `begun`: when it began, as `monotonic` says."""
         person = scope.get("fincoach.person")
         if person is None or person.caller.role != "user" or person.caller.user_id != person.user_id:
             return None
-        now, at = monotonic(), to_micros(self.clock())
-        name, number = kind
+        now, (name, number) = monotonic(), kind
         outcome = "ok" if status < 400 else "refused" if status < 500 else "failed"
+        if scope["method"] == "GET" and not self.looks.new((person.user_id, name, number, outcome), now):
+            return None
+        at = to_micros(self.clock())
         about = f',"{number[0]}":{int(number[1])}' if number and len(number[1]) < 13 else ""
         told = next((v for k, v in scope["headers"] if k == b"x-session-id"), None)
         session = (told and uuid_of(told.decode("latin-1"))) or self.sessions.of(person.user_id, now)
@@ -179,7 +204,7 @@ def _takes(schema: dict, example) -> dict:
     """What OpenAPI says about a body."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
-# %% ../../nbs/api/tracking.ipynb #71783d32
+# %% ../../nbs/api/tracking.ipynb #1d6e737e
 _ANSWERS = {202: {"description": "the events are on the disk", "content": {"application/json": {"example": {"accepted": 1, "repeated": 0, "without_consent": 0, "dropped_fields": 0}}}},
             422: {"description": "an event cannot be taken; none was stored"}, 413: {"description": "too many at once"},
             503: {"description": "not stored, as far as is known: send them again"}}
@@ -209,7 +234,7 @@ def events_router(service: BehavioralEventService, own: Callable, clock: Callabl
                  openapi_extra=_takes(entered, _ENTERED), summary="A financial decision, entered by hand")
     async def financial_event(request: Request, person=Depends(own)):  # noqa: B008
         async def receive():
-            (raw,) = parse(await _body(request))[:1]
+            (raw,) = parse(await _body(request), several=False)
             return await service.receive_manual(person.user_id, raw, clock())
 
         return await _answer(receive())

@@ -78,8 +78,8 @@ _PAGE = _of("home forecast spending budget goals goal segment comparison recomme
 _CATEGORY = Words(frozenset(CATEGORY_ID))
 _VIEW = {"outcome": _of("ok refused failed"), "milliseconds": Whole(0, 600_000), "goal_id": _ID, "recommendation_id": _ID}
 
-# %% ../../nbs/serving/events.ipynb #f08f7d00
-VIEWS = ("segment_viewed", "insights_viewed", "comparison_viewed", "forecast_viewed", "spending_viewed", "goal_viewed",
+# %% ../../nbs/serving/events.ipynb #a9b868bf
+VIEWS = ("card_viewed", "segment_viewed", "insights_viewed", "comparison_viewed", "forecast_viewed", "spending_viewed", "goal_viewed",
          "recommendation_viewed", "recommendation_answered", "segment_refreshed")
 VOCABULARY = MappingProxyType({
     "page_view": {"page": _PAGE, "seconds": _SECONDS, "came_by": _of("menu link notification search back")},
@@ -146,9 +146,9 @@ def _once(pairs: list) -> dict:
 def _no_constant(_):
     raise ValueError("NaN and Infinity are no JSON")
 
-# %% ../../nbs/serving/events.ipynb #6c8490d5
-def parse(body: bytes) -> list[dict]:
-    """The events in a JSON body: one object, or a list of up to `MOST`. Raises `EventError`."""
+# %% ../../nbs/serving/events.ipynb #0cf68566
+def parse(body: bytes, several: bool = True) -> list[dict]:
+    """The events in a JSON body: one object or, where `several` may be sent, a list of up to `MOST`. Raises `EventError`."""
     try:
         found = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
     except UnicodeDecodeError:
@@ -160,7 +160,7 @@ def parse(body: bytes) -> list[dict]:
     except ValueError as error:
         said = str(error) if len(str(error)) < 40 else "has a number that is too long"
         raise EventError(Problem(0, "body", said)) from None
-    found = found if isinstance(found, list) else [found]
+    found = found if several and isinstance(found, list) else [found]
     if not 1 <= len(found) <= MOST:
         raise EventError(Problem(0, "body", f"must hold 1 to {MOST} events"))
     if odd := [i for i, event in enumerate(found) if not isinstance(event, dict)]:
@@ -325,7 +325,7 @@ class Refused(RuntimeError):
         super().__init__(why)
         self.retry_after = retry_after
 
-# %% ../../nbs/serving/events.ipynb #118b4495
+# %% ../../nbs/serving/events.ipynb #22ce0d3d
 _COLUMNS = {"user_id": "bigint", "event_id": "text", "event_type": "text", "event_data": "text", "session_id": "text", "context": "text",
             "timestamp": "bigint", "created_at": "bigint"}
 _MOMENTS = frozenset(["timestamp", "created_at", "start_time", "end_time", "outcome_at"])
@@ -334,36 +334,37 @@ _MOMENTS = frozenset(["timestamp", "created_at", "start_time", "end_time", "outc
 def _batch(sqlite: bool, columns: Mapping[str, str]) -> str:
     """A batch as a table: `n` is a row's place in it."""
     if sqlite:
-        return f"(SELECT key AS n, {', '.join(f'''json_extract(value, '$[{i}]') AS {c}''' for i, c in enumerate(columns))} FROM json_each(?))"
+        fields = ", ".join(f"json_extract(value, '$[{i}]') AS {c}" for i, c in enumerate(columns))
+        return f"(SELECT key AS n, {fields} FROM json_each(?))"
     fields = ", ".join(f"(value ->> {i})::{kind} AS {c}" for i, (c, kind) in enumerate(columns.items()))
     return f"(SELECT n - 1 AS n, {fields} FROM json_array_elements(%s::json) WITH ORDINALITY AS j(value, n))"
 
 
-def _into(table: str, columns: Mapping[str, str], sqlite: bool) -> str:
-    """The statement that puts a batch into a table, up to what is done about conflicts."""
+def _into(table: str, columns: Mapping[str, str], sqlite: bool, more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The statement that puts a batch, which has `more` columns than the table takes, into the table, up to its conditions."""
     moment = "{}" if sqlite else "'epoch'::timestamptz + {} * interval '1 microsecond'"
     told = ", ".join(moment.format(c) if c in _MOMENTS else c for c in columns)
-    return f"INSERT INTO {table} ({', '.join(columns)}) SELECT {told} FROM {_batch(sqlite, columns)} b WHERE true "
-
-
-def _verdicts(sqlite: bool) -> str:
-    return f"""SELECT b.n, CASE WHEN u.id IS NULL THEN 'unknown' WHEN e.id IS NOT NULL THEN 'repeated' ELSE 'unwanted' END
-    FROM {_batch(sqlite, {**_COLUMNS, "necessary": "boolean"})} b LEFT JOIN users u ON u.id = b.user_id
-    LEFT JOIN behavioral_events e ON e.user_id = b.user_id AND e.event_id = b.event_id
-    LEFT JOIN user_consents c ON c.user_id = b.user_id AND c.purpose = 'tracking'
-    WHERE u.id IS NULL OR e.id IS NOT NULL OR NOT (b.necessary OR coalesce(c.granted, false))"""
+    return f"INSERT INTO {table} ({', '.join(columns)}) SELECT {told} FROM {_batch(sqlite, {**columns, **more})} b WHERE "
 
 
 def _insert(sqlite: bool) -> str:
-    return _into("behavioral_events", _COLUMNS, sqlite) + "ON CONFLICT (user_id, event_id) DO NOTHING"
+    return _into("behavioral_events", _COLUMNS, sqlite, {"necessary": "boolean"}) + """EXISTS (SELECT 1 FROM users u WHERE u.id = b.user_id)
+    AND (b.necessary OR EXISTS (SELECT 1 FROM user_consents c WHERE c.user_id = b.user_id AND c.purpose = 'tracking' AND c.granted))
+    ON CONFLICT (user_id, event_id) DO NOTHING""" + ("" if sqlite else " RETURNING user_id, event_id")
 
-# %% ../../nbs/serving/events.ipynb #4e8c6a05
+
+def _reasons(sqlite: bool) -> str:
+    return f"""SELECT b.n, CASE WHEN u.id IS NULL THEN 'unknown' WHEN e.id IS NOT NULL THEN 'repeated' ELSE 'unwanted' END
+    FROM {_batch(sqlite, {"user_id": "bigint", "event_id": "text"})} b LEFT JOIN users u ON u.id = b.user_id
+    LEFT JOIN behavioral_events e ON e.user_id = b.user_id AND e.event_id = b.event_id"""
+
+# %% ../../nbs/serving/events.ipynb #739fd9c2
 _SESSION = {"user_id": "bigint", "session_id": "text", "start_time": "bigint", "end_time": "bigint", "actions_count": "integer", "pages_visited": "text"}
 
 
 def _sessions(sqlite: bool) -> str:
     old, new = "user_sessions", "excluded"
-    return _into(old, _SESSION, sqlite) + f"""ON CONFLICT (user_id, session_id) DO UPDATE SET actions_count = {old}.actions_count + {new}.actions_count,
+    return _into(old, _SESSION, sqlite) + f"""true ON CONFLICT (user_id, session_id) DO UPDATE SET actions_count = {old}.actions_count + {new}.actions_count,
     start_time = CASE WHEN {new}.start_time < {old}.start_time THEN {new}.start_time ELSE {old}.start_time END,
     end_time = CASE WHEN {new}.end_time < {old}.end_time THEN {old}.end_time ELSE {new}.end_time END,
     pages_visited = CASE WHEN {new}.pages_visited = '[]' OR length({old}.pages_visited) > 4000 THEN {old}.pages_visited
@@ -379,13 +380,13 @@ def _sessions_of(events: Sequence[Event]) -> list[tuple]:
         found[e.user_id, e.session_id] = begin, e.timestamp, count + 1, (*pages, e.page) if e.page and len(pages) < 100 else pages
     return [(*key, begin, end, count, json.dumps(pages)) for key, (begin, end, count, pages) in sorted(found.items())]
 
-# %% ../../nbs/serving/events.ipynb #5e883778
+# %% ../../nbs/serving/events.ipynb #d23a8dcb
 _DECISION = {"user_id": "bigint", "decision_type": "text", "amount_minor": "bigint", "currency": "text", "category_id": "bigint", "context": "text",
              "outcome": "text", "outcome_at": "bigint", "timestamp": "bigint", "created_at": "bigint"}
 
 
 def _decisions(sqlite: bool) -> str:
-    return _into("financial_decisions", _DECISION, sqlite)
+    return _into("financial_decisions", _DECISION, sqlite) + "true"
 
 
 def _decisions_of(events: Sequence[Event]) -> list[tuple]:
@@ -393,13 +394,13 @@ def _decisions_of(events: Sequence[Event]) -> list[tuple]:
     return [(e.user_id, d.kind, d.amount_minor, d.currency, d.category_id, _compact({"event_id": e.event_id}), d.outcome,
              e.timestamp if d.outcome else None, e.timestamp, e.created_at) for e in events if (d := e.decision) is not None]
 
-# %% ../../nbs/serving/events.ipynb #37dd1758
+# %% ../../nbs/serving/events.ipynb #7fec69d9
 class _Writer:
     """The connection on which events are written; for one thread."""
 
     def __init__(self, engine: sa.Engine, patience: float):
         self.engine, self.patience, self.sqlite, self.raw = engine, patience, engine.dialect.name == "sqlite", None
-        self.verdicts, self.insert, self.sessions, self.decisions = (make(self.sqlite) for make in (_verdicts, _insert, _sessions, _decisions))
+        self.insert, self.reasons, self.sessions, self.decisions = (make(self.sqlite) for make in (_insert, _reasons, _sessions, _decisions))
 
     def open(self) -> None:
         """A connection of its own, on which a commit is on the disk and nothing waits for ever."""
@@ -432,40 +433,48 @@ class _Writer:
         try:
             if self.raw is None:
                 self.open()
-            while (said := _written(self, events)) is None:
-                self.raw.rollback()
-            return said
+            return _written(self, events)
         except BaseException:
             self.close()
             raise
 
-# %% ../../nbs/serving/events.ipynb #5e45eb58
-def _written(writer: _Writer, events: Sequence[Event]) -> list[str] | None:
-    """One attempt of `_Writer.write`: None if somebody else stored one of the events meanwhile."""
+# %% ../../nbs/serving/events.ipynb #b5e4328e
+_NEWEST = "SELECT coalesce(max(id), 0) FROM behavioral_events"
+_SINCE = "SELECT user_id, event_id FROM behavioral_events WHERE id > ?"
+
+
+def _stored(writer: _Writer, rows: Sequence[Event]) -> set[tuple[int, str]]:
+    """Puts rows, none of them twice, into the table; the (user_id, event_id) of those that were not there, and may be."""
+    batch = [e[:9] for e in rows]
+    if not writer.sqlite:
+        return set(writer.run(writer.insert, batch).fetchall())
+    (newest,) = writer.cursor.execute(_NEWEST).fetchone()
+    if writer.run(writer.insert, batch).rowcount == len(rows):
+        return {(e.user_id, e.event_id) for e in rows}
+    return set(writer.cursor.execute(_SINCE, (newest,)).fetchall())
+
+
+def _written(writer: _Writer, events: Sequence[Event]) -> list[str]:
+    """`_Writer.write`, without care for what may go wrong."""
     first: dict = {}
     for i, e in enumerate(events):
         first.setdefault((e.user_id, e.event_id), i)
     rows = [events[i] for _, i in sorted(first.items())]
     if writer.sqlite:
         writer.cursor.execute("BEGIN IMMEDIATE")
-    other = dict(writer.run(writer.verdicts, [e[:9] for e in rows]).fetchall())
-    good = [e for n, e in enumerate(rows) if n not in other]
-    if good:
-        if writer.run(writer.insert, [e[:9] for e in good]).rowcount != len(good):
-            return None
-        if found := _sessions_of(good):
-            writer.run(writer.sessions, found)
-        if found := _decisions_of(good):
-            writer.run(writer.decisions, found)
+    stored = _stored(writer, rows)
+    rest = [(e.user_id, e.event_id) for e in rows if (e.user_id, e.event_id) not in stored] if len(stored) < len(rows) else []
+    why = {rest[n]: said for n, said in writer.run(writer.reasons, rest).fetchall()} if rest else {}
+    for make, statement in ((_sessions_of, writer.sessions), (_decisions_of, writer.decisions)):
+        if stored and (found := make([e for e in rows if not rest or (e.user_id, e.event_id) in stored])):
+            writer.run(statement, found)
     writer.raw.commit()
-    became = {(e.user_id, e.event_id): other.get(n, "stored") for n, e in enumerate(rows)}
-    if len(rows) == len(events):
-        return [became[e.user_id, e.event_id] for e in events]
-    said = [(became[key], first[key] == i) for i, e in enumerate(events) for key in [(e.user_id, e.event_id)]]
-    return [was if was != "stored" or is_first else "repeated" for was, is_first in said]
+    if not why and len(rows) == len(events):
+        return ["stored"] * len(rows)
+    return [why.get(key) or ("stored" if first[key] == i else "repeated") for i, e in enumerate(events) for key in [(e.user_id, e.event_id)]]
 
-# %% ../../nbs/serving/events.ipynb #8e12ebd6
-ROWS, TRACKED, EVERY = 500, 10, 1.0
+# %% ../../nbs/serving/events.ipynb #d2d3cac7
+ROWS, TRACKED, EVERY, PAUSE = 500, 10, 1.0, 0.2
 
 
 class _Tally:
@@ -505,19 +514,23 @@ class _Queue:
             self.change.notify()
         return True
 
-    def offer(self, events: Sequence[Event], back: bool = False) -> int:
-        """Takes tracked events, `back` in front if they were taken before; for how many there was no room."""
+    def offer(self, event: Event) -> bool:
+        """Takes a tracked event; False if there is no room."""
+        with self.change:
+            if self.closed or (before := len(self.tracked)) >= self.capacity:
+                return False
+            self.tracked.append(event)
+            if not before:
+                self.since = monotonic()
+            if before in (0, TRACKED - 1, ROWS - 1):
+                self.change.notify()
+        return True
+
+    def back(self, events: list[Event]) -> int:
+        """Takes tracked events back that could not be stored; for how many there is no room."""
         with self.change:
             room = 0 if self.closed else max(0, self.capacity - len(self.tracked))
-            if back:
-                self.tracked.extendleft(reversed(events[:room]))
-                self.since = monotonic()
-                return max(0, len(events) - room)
-            if not self.tracked:
-                self.since = monotonic()
-            before, _ = len(self.tracked), self.tracked.extend(events[:room])
-            if before == 0 or before < TRACKED <= len(self.tracked):
-                self.change.notify()
+            self.tracked.extendleft(reversed(events[:room]))
         return max(0, len(events) - room)
 
     def close(self) -> None:
@@ -525,12 +538,12 @@ class _Queue:
             self.closed = True
             self.change.notify()
 
-# %% ../../nbs/serving/events.ipynb #d01c213b
+# %% ../../nbs/serving/events.ipynb #deb9a58e
 def _due(queue: _Queue) -> tuple[list[_Ticket], list[Event]] | None:
     """Waits for the next batch and takes it out of the queue; None when the queue is closed and empty."""
     with queue.change:
-        while not (queue.posted or queue.closed or len(queue.tracked) >= TRACKED):
-            left = queue.since + EVERY - monotonic() if queue.tracked else None
+        while not (queue.posted or queue.closed or len(queue.tracked) >= ROWS):
+            left = queue.since + (EVERY if len(queue.tracked) < TRACKED else PAUSE) - monotonic() if queue.tracked else None
             if left is not None and left <= 0:
                 break
             queue.change.wait(left)
@@ -562,7 +575,7 @@ def _tell(told: list[tuple[_Ticket, object]]) -> None:
         with suppress(RuntimeError):  # a loop that has been closed: nobody waits there any more
             _settle(found) if loop is None else loop.call_soon_threadsafe(_settle, found)
 
-# %% ../../nbs/serving/events.ipynb #b69f3ffd
+# %% ../../nbs/serving/events.ipynb #21f464ec
 class _Delivery(threading.Thread):
     """Writes what comes into the queue until it is closed and empty; `trouble` says why the last batch was not stored."""
 
@@ -600,7 +613,7 @@ class _Delivery(threading.Thread):
         ours = isinstance(error, DatabaseError)
         self.trouble = str(error if ours else explanation(self.engine, said, revision=False))
         refused = sum(len(t.events) for t in tickets if not t.given_up)
-        self.tally.add({"failures": 1, "refused": refused, "lost": self.queue.offer(tracked, back=True)})
+        self.tally.add({"failures": 1, "refused": refused, "lost": self.queue.back(tracked)})
         _tell([(t, Refused(self.trouble)) for t in tickets])
 
 # %% ../../nbs/serving/events.ipynb #55ca3ec7
@@ -636,7 +649,7 @@ class _Entrance:
         self.tally.add({"refused": len(ticket.events)})
         return Refused(self.thread.trouble or why)
 
-# %% ../../nbs/serving/events.ipynb #fb201b78
+# %% ../../nbs/serving/events.ipynb #87d7b476
 class EventBatcher:
     """Writes events in the background, many in one commit, and tells each sender when theirs are on the disk.
 
@@ -675,9 +688,10 @@ class EventBatcher:
     def offer(self, event: Event) -> bool:
         """Leaves a tracked event for later and returns at once; False if there was no room, which is counted as lost."""
         self._in.run()
-        if lost := self._in.queue.offer((event,)):
-            self._in.tally.add({"lost": lost})
-        return not lost
+        if taken := self._in.queue.offer(event):
+            return taken
+        self._in.tally.add({"lost": 1})
+        return taken
 
     def status(self) -> dict:
         """What became of all events so far, how many `waiting`, and why the last batch could not be stored (`trouble`, empty if it could)."""
@@ -692,7 +706,7 @@ class EventBatcher:
             self._in.thread.join(timeout)
         return not self._in.thread.is_alive()
 
-# %% ../../nbs/serving/events.ipynb #33143879
+# %% ../../nbs/serving/events.ipynb #9b6eb488
 class Receipt(NamedTuple):
     """What became of a post: how many events are on the disk now, were there before, were not wanted (no consent), and how many fields were dropped."""
 
@@ -702,7 +716,8 @@ class Receipt(NamedTuple):
     dropped_fields: int
 
     def to_dict(self) -> dict:
-        return {"accepted": self.stored, "repeated": self.repeated, "without_consent": self.unwanted, "dropped_fields": self.dropped_fields}
+        """As the API tells it: `accepted` are on the disk, `repeated` of them were before. Who repeats a post is told the same number."""
+        return {"accepted": self.stored + self.repeated, "repeated": self.repeated, "without_consent": self.unwanted, "dropped_fields": self.dropped_fields}
 
 
 def _receipt(events: Sequence[Event], said: Sequence[str]) -> Receipt:
