@@ -14,7 +14,8 @@ import torch
 from fincoach.data.population import generate
 from fincoach.evaluate.forecasts import leaks
 from fincoach.features.ledger import Ledgers
-from fincoach.features.series import WeeklySeries, echo, person_echo, person_series, weekly_series
+from fincoach.features.recurring import detect_spending_cycles
+from fincoach.features.series import WeeklySeries, person_series, weekly_series
 from fincoach.forecast.spending import (
     ForecastGenerator,
     PredictionEvaluator,
@@ -35,7 +36,7 @@ from fincoach.serving.forecast import (
     own_errors,
     rules_forecast,
 )
-from fincoach.serving.inputs import HISTORY, look, window
+from fincoach.serving.inputs import HISTORY, Known, known_ahead, look, person_known, window
 from fincoach.serving.network import NetworkError
 from fincoach.serving.trees import Trees, TreesError
 
@@ -52,7 +53,7 @@ class Made:
         self.ledgers = Ledgers.of(self.frames)
         self.as_of = self.ledgers.last_day
         self.series = weekly_series(self.ledgers, self.as_of)
-        self.echoes = echo(self.ledgers, self.series.mondays, HORIZON)
+        self.echoes = known_ahead(self.frames, self.series)
         self.cut = len(self.series.mondays) - 9
         self.predictor = SpendingPredictor.fit(self.series.until(self.cut), self.echoes[:, : self.cut + 1], QUICK)
         self.files = self.predictor.to_files()
@@ -106,19 +107,49 @@ def test_later_rows_have_no_influence_on_what_is_learned_or_said(made):
     last = date.fromordinal(int(made.series.mondays[made.cut]) + 6 + 719_163)
     later = pl.col("occurred_at").dt.date() > last + timedelta(1)
     rows = made.frames["transactions"].with_columns(pl.when(later).then(pl.col("amount_minor") * 7).otherwise("amount_minor").alias("amount_minor"))
-    changed = Ledgers.of(made.frames | {"transactions": rows})
-    series = weekly_series(changed, last, len(made.series.mondays) - 8)
-    echoes = echo(changed, series.mondays, HORIZON)
+    changed = made.frames | {"transactions": rows.filter(~later | (pl.col("id") % 3 > 0))}
+    series = weekly_series(Ledgers.of(changed), made.as_of, len(made.series.mondays), made.series.categories)
+    known = known_ahead(changed, series)
+    for a, b in ((known.echo, made.echoes.echo), (known.dues, made.echoes.dues)):
+        assert np.array_equal(a[:, : made.cut + 1], b[:, : made.cut + 1], equal_nan=True)
+        assert not np.array_equal(a, b, equal_nan=True)
     want = made.model.forecast(made.series.until(made.cut), made.echoes[:, made.cut])
-    assert close(made.model.forecast(series, echoes), want, 0)
+    assert close(made.model.forecast(series.until(made.cut), known[:, made.cut]), want, 0)
+
+
+def test_what_is_known_to_fall_due_helps_and_a_source_without_streams_still_has_an_answer(made):
+    origins = range(made.cut, made.cut + 8)
+    y = np.stack([made.series.total[:, t + 1] for t in origins], 1)
+
+    def error(known):
+        said = np.stack([made.model.forecast(made.series.until(t), known[:, t]).point[:, 0] for t in origins], 1)
+        return np.nansum(np.abs(said - y)) / np.abs(y).sum()
+
+    with_dues, without = error(made.echoes), error(made.echoes.echo)
+    assert with_dues < 0.97 * without
+    mean = np.stack([made.series.total[:, max(t - 11, 0) : t + 1].mean(1) for t in origins], 1)
+    assert without < 0.95 * np.abs(mean - y).sum() / np.abs(y).sum()
+
+
+def test_rent_is_not_forecast_in_a_week_in_which_it_is_not_due(made):
+    rent = made.series.categories.tolist().index(5)
+    known = made.echoes[:, made.cut]
+    due, came = known.parts[:, :MONTH, rent], made.series.y[:, made.cut + 1 : made.cut + 1 + MONTH, rent]
+    payers = (due > 0).any(1) & (made.series.y[:, made.cut - 12 : made.cut, rent] > 0).any(1)
+    said = made.model.forecast(made.series.until(made.cut), known).by_category[:, :MONTH, rent]
+    assert payers.sum() >= 10
+    quiet = payers[:, None] & (due == 0) & (came == 0)
+    assert said[quiet].mean() < 0.1 * came[payers].max(1).mean()
+    assert said[payers[:, None] & (due > 0) & (came > 0)].mean() > 0.5 * came[payers[:, None] & (due > 0) & (came > 0)].mean()
 
 
 def test_one_person_online_as_in_batch(made):
     batch = made.model.forecast(weekly_series(made.ledgers, made.as_of, HISTORY, made.model.categories), made.echoes)
+    streams = detect_spending_cycles(made.frames, date.fromordinal(int(made.series.mondays[-1]) + 6 + 719_163))
     for i in (0, 17, 60):
         person = made.ledgers.person(i)
         alone = person_series(person, made.as_of, HISTORY, made.model.categories, int(made.series.user_ids[i]))
-        assert close(made.model.forecast(alone, person_echo(person, alone.mondays[-1:], HORIZON)), batch.take([i]))
+        assert close(made.model.forecast(alone, person_known(person, alone, streams)), batch.take([i]))
 
 
 def test_who_is_asked_about_beside_whom_does_not_matter(made):
@@ -138,7 +169,8 @@ def test_blocks_say_what_one_call_says(made):
 def test_another_unit_of_money_changes_nothing_else(made, factor):
     s = made.series
     other = WeeklySeries(s.user_ids, s.mondays, factor * s.y, s.begins, s.categories, factor * s.total)
-    said, want = made.model.forecast(other, factor * made.echoes), made.model.forecast(s, made.echoes)
+    known = Known(*(factor * a for a in (made.echoes.echo, made.echoes.dues, made.echoes.parts)))
+    said, want = made.model.forecast(other, known), made.model.forecast(s, made.echoes)
     assert np.allclose(said.quantiles / factor, want.quantiles, rtol=1e-4, atol=0.01)
     assert (said.group == want.group).all()
 
@@ -303,7 +335,7 @@ def test_parameters_come_back_as_they_were(made):
     text = made.files["spending.json"]
     assert SpendingParameters.from_json(text).to_json().encode() == text
     p = made.model.parameters
-    for wrong in ({"weights": p.weights[:-1]}, {"weights": ((float("nan"),) * 3,) * HORIZON}, {"month_weights": (1.0, -0.1, 0.1)}, {"shares": {"half_life": 0, "even": 1}}, {"categories": (1, 1)},
+    for wrong in ({"weights": p.weights[:-1]}, {"weights": ((float("nan"),) * 3,) * HORIZON}, {"month_weights": (1.0, -0.1, 0.1)}, {"shares": p.shares[:-1]}, {"categories": (1, 1)},
                   {"grouped_by": "stars"}, {"monthly": p.weekly}, {"people": 0}):
         with pytest.raises(ParametersError):
             replace(p, **wrong)

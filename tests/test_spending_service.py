@@ -56,7 +56,7 @@ def files(**changes) -> dict[str, bytes]:
     trees = Trees(TREES, np.full(3, -1, "i4"), np.zeros(3), np.zeros(3, "i4"), np.zeros(3, "i4"), np.zeros(3, bool), np.array([0.9, 1.0, 1.1]), np.arange(3, dtype="i4"),
                   np.ones(3, "i4"), np.zeros(3), np.array([len(BY_WEEK), len(BY_WEEK), len(BY_MONTH)], "i4"))  # fmt: skip
     p = SpendingParameters("made", date(2024, 12, 29), 100, (5, 8), "activity", ((0.5, 0.5, 0.0),) * HORIZON, (0.4, 0.4, 0.2), ((1.0, 0.1, 0.0),) * HORIZON,
-                           {"half_life": 8.0, "even": 0.2}, flat(HORIZON), flat(1))  # fmt: skip
+                           (), flat(HORIZON), flat(1))  # fmt: skip
     return {"spending.json": replace(p, **changes).to_json().encode(), "spending_lstm.onnx": stand_in(), "spending_trees.npz": trees.to_npz()}
 
 

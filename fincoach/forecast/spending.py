@@ -7,7 +7,7 @@ __all__ = ['LEAST_WEEKS', 'SpendingConfig', 'Batch', 'SequenceDataLoader', 'LSTM
            'Cases', 'cases_of', 'Boosted', 'train_trees', 'as_trees', 'Parts', 'learn', 'choose', 'SpendingPredictor',
            'as_rivals', 'PredictionEvaluator', 'ForecastGenerator']
 
-# %% ../../nbs/forecast/spending.ipynb #19ff4f80
+# %% ../../nbs/forecast/spending.ipynb #a0cc2b4a
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -25,14 +25,10 @@ from torch import nn
 from ..evaluate.conformal import calibrate
 from ..evaluate.forecasts import BASELINES, Backtest, Forecasts, backtest, baselines
 from ..features.ledger import Ledgers, compiled
-from fincoach.features.series import (
-    WeeklySeries,
-    calendar_inputs,
-    echo,
-    weekly_series,
-)
+from ..features.series import WeeklySeries, calendar_inputs, weekly_series
 from fincoach.serving.forecast import (
     QUANTILES,
+    TELLERS,
     TREES,
     Opinions,
     SequenceNetwork,
@@ -40,7 +36,8 @@ from fincoach.serving.forecast import (
     SpendingModel,
     SpendingParameters,
     _past_of,
-    _shares_in,
+    _shares_told,
+    _tellers,
     groups_of,
 )
 from fincoach.serving.inputs import (
@@ -49,11 +46,13 @@ from fincoach.serving.inputs import (
     HORIZON,
     MONTH,
     WEEK,
+    Known,
     _ahead,
     _scale_at,
     _sums,
     _weeks,
     ahead_of,
+    known_ahead,
     look,
     same_days,
     window,
@@ -61,26 +60,27 @@ from fincoach.serving.inputs import (
 from ..serving.offsets import Offsets
 from ..serving.trees import Trees
 
-# %% ../../nbs/forecast/spending.ipynb #3eabcd17
+# %% ../../nbs/forecast/spending.ipynb #96b382d1
 @dataclass(frozen=True)
 class SpendingConfig:
     """How the model is trained."""
 
     hidden: int = 32
     attention: bool = True
-    steps: int = 1250  # of training at most: few people are seen more often, many less often
+    steps: int = 600  # of training at most; it ends before where people kept apart are told no better
     epochs: int | None = None  # None: as many as make `steps`
     batch: int = 32
     origins: int = 10  # weeks of each window that are forecast from in a step
+    later: int = 3  # of the weeks after next week, drawn for each step
     rate: float = 0.02
     rounds: int = 80  # trees of each kind
     tree_rate: float = 0.1
     most_rows: int = 70_000  # cases that trees learn from
     seed: int = 0
 
-# %% ../../nbs/forecast/spending.ipynb #b308b356
+# %% ../../nbs/forecast/spending.ipynb #9b97d9aa
 @compiled
-def _fill(y, breadth, first, days, alike, echoes, rows, ends, at, until, weeks, near, scale, weight, target):
+def _fill(y, breadth, first, days, alike, echoes, dues, rows, ends, at, until, weeks, near, scale, weight, target):
     """Fill a batch: windows of 52 weeks of `rows` that end at `ends`, with origins at the weeks `at` of the window; `until` is the number of known weeks."""
     for r in range(len(rows)):
         i, a = rows[r], ends[r] - 51
@@ -95,42 +95,56 @@ def _fill(y, breadth, first, days, alike, echoes, rows, ends, at, until, weeks, 
             weight[r, o] = scale[r, o] if known >= 8 else 0.3 * scale[r, o] if known >= 3 else 0.0
             unit = max(scale[r, o], 1e-9)
             if weight[r, o] > 0:
-                _ahead(mine[: t + 1], begin, unit, alike[now + 1 : now + 1 + target.shape[2], a : now + 1], echoes[i, now], near[r, o])
+                _ahead(mine[: t + 1], begin, unit, alike[now + 1 : now + 1 + target.shape[2], a : now + 1], echoes[i, now], dues[i, now], near[r, o])
             for h in range(target.shape[2]):
                 there = now + 1 + h < until and weight[r, o] > 0
                 target[r, o, h] = y[i, now + 1 + h] / unit if there else np.nan
 
-# %% ../../nbs/forecast/spending.ipynb #985a3122
+# %% ../../nbs/forecast/spending.ipynb #00881e06
+HIDDEN = 0.1  # of the windows, and of the trees' cases, are told nothing of dues
+APART = 256  # people kept apart, at most a tenth
+
+# %% ../../nbs/forecast/spending.ipynb #56ef78bb
 class Batch(NamedTuple):
     """Windows and what came after: B windows, O origins in each."""
 
     weeks: torch.Tensor  # (B, 52, 15)
-    ahead: torch.Tensor  # (B, O, H, 11)
+    ahead: torch.Tensor  # (B, O, H, 13)
     at: torch.Tensor  # (O,) the origins' weeks in the window
     weight: torch.Tensor  # (B, O) scales over the mean scale; 0 where nothing can be learned
     target: torch.Tensor  # (B, O, H) as multiples of the scale, NaN unknown
 
 
 class SequenceDataLoader:
-    """Batches of windows drawn from a `WeeklySeries` and its `echo` (n, W, H): nothing is copied but what a step needs.
+    """Batches of windows drawn from a `WeeklySeries` and what was `Known` (n, W, H) at its weeks: nothing is copied but what a step needs.
 
-    Each person has one window an epoch, ending at a week drawn anew; the same `seed` gives the same batches.
+    Each person has one window an epoch, ending at a week drawn anew; the same `seed` gives the same batches. People in `apart` are not drawn.
     """
 
     def __init__(self, series: WeeklySeries, echoes, batch: int = 32, origins: int = 10, seed: int = 0):
         n, w = series.total.shape
-        if np.shape(echoes) != (n, w, HORIZON):
-            raise ValueError(f"echo has the shape {np.shape(echoes)}: the series needs {(n, w, HORIZON)}")
+        known = Known.of(echoes)
+        if known.shape != (n, w, HORIZON):
+            raise ValueError(f"echo has the shape {known.shape}: the series needs {(n, w, HORIZON)}")
         pad = lambda a: np.pad(np.asarray(a, float), ((0, 0), (HISTORY, 0)) + ((0, 0),) * (np.ndim(a) - 2))  # noqa: E731
         self.weeks, self.first = w, np.asarray(series.begins) + HISTORY
         self.y, self.breadth = pad(series.total), pad((series.y > 0).sum(2))
-        self.echoes = np.asarray(echoes, float)
+        self.known = known
         mondays = int(series.mondays[-1]) + 7 * np.arange(1 - w - HISTORY, HORIZON + 1)
         self.days, self.alike = calendar_inputs(mondays)[:, :7], same_days(mondays, mondays[: w + HISTORY])
         self.people = np.flatnonzero((w - series.begins >= 8) & (np.abs(series.total).sum(1) > 0))
         sizes = np.abs(series.total[self.people]).sum(1) / np.maximum(w - series.begins[self.people], 1)
         self.unit = float(sizes.mean()) if len(sizes) else 1.0
         self.batch, self.origins, self.rng = batch, origins, np.random.default_rng([seed, n, w])
+        self.apart = np.sort(np.random.default_rng([seed, n, w, 1]).permutation(self.people)[: min(len(self.people) // 10, APART)])
+        self.people = np.setdiff1d(self.people, self.apart)
+
+    def unseen(self) -> list[Batch]:
+        """Windows of the people kept apart, always the same."""
+        rng, self.rng = self.rng, np.random.default_rng(0)
+        found = [self._drawn(self.apart[i : i + 64]) for i in range(0, len(self.apart), 64)]
+        self.rng = rng
+        return found
 
     def __len__(self):
         return -(-len(self.people) // self.batch)
@@ -147,10 +161,11 @@ class SequenceDataLoader:
         lead = HISTORY - min(self.weeks, HISTORY)
         at = np.sort(self.rng.choice(np.arange(min(lead + 2, HISTORY - 2), HISTORY), min(self.origins, HISTORY - lead - 2), replace=False))
         b, o = len(rows), len(at)
-        weeks, near = np.empty((b, HISTORY, len(WEEK)), np.float32), np.full((b, o, HORIZON, 2), np.nan)
+        weeks, near = np.empty((b, HISTORY, len(WEEK)), np.float32), np.full((b, o, HORIZON, 3), np.nan)
         scale, weight, target = np.empty((b, o)), np.empty((b, o)), np.empty((b, o, HORIZON), np.float32)
-        padded = np.pad(self.echoes[rows], ((0, 0), (HISTORY, 0), (0, 0)))
-        _fill(self.y[rows], self.breadth[rows], self.first[rows], self.days, self.alike, padded, np.arange(b), ends, at, HISTORY + self.weeks, weeks, near, scale, weight, target)
+        told = self.known[rows].without_dues(self.rng.random(b) < HIDDEN)
+        padded = [np.pad(np.asarray(a, float), ((0, 0), (HISTORY, 0), (0, 0))) for a in (told.echo, told.dues)]
+        _fill(self.y[rows], self.breadth[rows], self.first[rows], self.days, self.alike, *padded, np.arange(b), ends, at, HISTORY + self.weeks, weeks, near, scale, weight, target)
         coming = self.days[ends[:, None, None] - HISTORY + 1 + at[:, None] + 1 + np.arange(HORIZON)]
         parts = (weeks, ahead_of(near, coming), at, (weight / self.unit).astype(np.float32), target)
         return Batch(*map(torch.from_numpy, parts))
@@ -163,9 +178,9 @@ _STEPS[3, 3] = _STEPS[3, 4] = _STEPS[4, 4] = 1
 _KEYS, _BACK = 16, 26  # numbers of a key; weeks that attention sees
 _LIVE = WEEK.index("known")
 
-# %% ../../nbs/forecast/spending.ipynb #c75d05b8
+# %% ../../nbs/forecast/spending.ipynb #25de744a
 class LSTMSpendingModel(nn.Module):
-    """Weeks (B, 52, 15), what is known ahead (B, O, H, 11) and origins (O,) -> quantiles (B, O, H, 5) of weeks and (B, O, 5) of the month's weekly mean, as multiples of the scale."""
+    """Weeks (B, 52, 15), what is known ahead (B, O, H, 13) and origins (O,) -> quantiles (B, O, H, 5) of weeks and (B, O, 5) of the month's weekly mean, as multiples of the scale."""
 
     def __init__(self, hidden: int = 32, attention: bool = True):
         super().__init__()
@@ -186,26 +201,26 @@ class LSTMSpendingModel(nn.Module):
     def _quantiles(self, z):
         return z @ self.pick + nn.functional.softplus(z) @ self.steps
 
-    def forward(self, weeks, ahead, at):
-        """See the class."""
+    def forward(self, weeks, ahead, at, some=slice(None)):
+        """See the class. `some` are the coming weeks (H,) to tell, by default all."""
         read = torch.cat([self.lstm(weeks)[0], weeks], 2)
-        now = read[:, at]
-        mixed = (now @ self.state)[:, :, None] + ahead @ self.known + self.step
+        now, asked = read[:, at], ahead[:, :, some]
+        mixed = (now @ self.state)[:, :, None] + (asked @ self.known + self.step[some])
         if self.attention:
-            mixed = mixed + self._attended(read, weeks[:, :, _LIVE], now, ahead, at)
+            mixed = mixed + self._attended(read, weeks[:, :, _LIVE], now, asked, at, some)
         month = now @ self.month_state + ahead[:, :, :MONTH].flatten(2) @ self.month_known + self.month_step
         return (self._quantiles(torch.relu(mixed) @ self.out + self.out_bias), self._quantiles(torch.relu(month) @ self.month_out + self.month_bias))
 
-    def _attended(self, read, live, now, ahead, at):
+    def _attended(self, read, live, now, ahead, at, some):
         """What resembles each coming week among the 26 weeks up to each origin: (B, O, H, 32)."""
-        asked = (now @ self.ask_state)[:, :, None] + ahead @ self.ask_known + self.ask_step
+        asked = (now @ self.ask_state)[:, :, None] + (ahead @ self.ask_known + self.ask_step[some])
         scores = torch.einsum("bohd,bwd->bohw", asked, read @ self.key) * _KEYS**-0.5
         week = torch.arange(read.shape[1], device=read.device)
         seen = (week <= at[:, None]) & (week > at[:, None] - _BACK)
-        scores = scores + (live[:, None, None] - 1) * 1e9 + (~seen)[None, :, None] * -2e9
+        scores = scores + ((live[:, None] - 1) * 1e9 + (~seen) * -2e9)[:, :, None]
         return torch.einsum("bohw,bwd->bohd", scores.softmax(-1), read @ self.value)
 
-# %% ../../nbs/forecast/spending.ipynb #8bd38ae3
+# %% ../../nbs/forecast/spending.ipynb #015f089b
 _EACH = torch.tensor([0.5, 0.7, 1.5, 0.7, 0.5])
 _NEXT = 8.0  # what next week counts, against 1 for each later one
 
@@ -213,56 +228,97 @@ _NEXT = 8.0  # what next week counts, against 1 for each later one
 def _pinball(target, quantiles, levels):
     """The loss of each case (...,) of quantiles (..., 5)."""
     missed = target[..., None] - quantiles
-    return (torch.maximum(levels * missed, (levels - 1) * missed) * _EACH.to(missed.device)).sum(-1)
+    return torch.maximum(levels * missed, (levels - 1) * missed) @ _EACH.to(missed.device)
 
 
-def _loss(net: LSTMSpendingModel, b: Batch, levels, weeks):
-    """Weekly and monthly loss together: means over known cases, weighted by scale."""
-    weekly, month = net(b.weeks, b.ahead, b.at)
-    known, whole = ~torch.isnan(b.target), b.target[..., :MONTH].mean(-1)
-    there = known * (b.weight[..., None] > 0)
-    first = (_pinball(torch.nan_to_num(b.target), weekly, levels) * weeks * there * b.weight[..., None]).sum() / there.sum().clamp(min=1)
-    there = ~torch.isnan(whole) * (b.weight > 0)
-    return first + (_pinball(torch.nan_to_num(whole), month, levels) * there * b.weight).sum() / there.sum().clamp(min=1)
+def _mean_loss(target, quantiles, weight, levels):
+    """The mean over known cases of the loss, weighted."""
+    there = ~torch.isnan(target) & (weight > 0)
+    return (_pinball(torch.nan_to_num(target), quantiles, levels) * (there * weight)).sum() / there.sum().clamp(min=1)
 
-# %% ../../nbs/forecast/spending.ipynb #87d61691
+
+def _loss(net: LSTMSpendingModel, b: Batch, levels, some=None):
+    """Weekly and monthly loss together; `some` (numbers of later weeks, from 1) stand for all of them."""
+    counts = torch.ones(HORIZON if some is None else len(some) + 1, device=b.weight.device)
+    counts[0], told = _NEXT, slice(None) if some is None else torch.cat([some.new_zeros(1), some])
+    counts[1:] *= (HORIZON - 1) / (len(counts) - 1)
+    weekly, month = net(b.weeks, b.ahead, b.at, told)
+    first = _mean_loss(b.target[..., told], weekly, b.weight[..., None] * counts * (len(counts) / counts.sum()), levels)
+    return first + _mean_loss(b.target[..., :MONTH].mean(-1), month, b.weight, levels)
+
+# %% ../../nbs/forecast/spending.ipynb #80af866a
+_WARM, _FALL = 0.1, 0.5  # parts of the steps in which the pace rises and falls
+_CHECK, _PATIENCE, _BETTER = 50, 2, 0.003  # steps between looks at the people apart; looks without an improvement of this much
+
+
+class _Pace:
+    """How fast to go at each step, 0 to 1; None when it is over."""
+
+    def __init__(self, steps: int):
+        self.steps, self.rise, self.fall, self.looks = steps, max(int(_WARM * steps), 1), max(int(_FALL * steps), 1), []
+        self.turn = steps - self.fall  # the step from which it falls
+
+    def __call__(self, step: int) -> float | None:
+        if step >= self.turn + self.fall:
+            return None
+        return min((step + 1) / self.rise, 1 - max(step - self.turn, 0) / self.fall, 1.0)
+
+    def look(self, step: int, loss: float):
+        """Hear how the people apart are told; decides whether to turn."""
+        self.looks.append(loss)
+        before = min(self.looks[:-_PATIENCE], default=np.inf)
+        if step < self.turn and min(self.looks[-_PATIENCE:]) > before * (1 - _BETTER):
+            self.turn = step
+
+# %% ../../nbs/forecast/spending.ipynb #c7450bf7
 def train_network(loaders: Iterable[SequenceDataLoader], config: SpendingConfig = SpendingConfig()) -> tuple[LSTMSpendingModel, list[float]]:
     """A network trained on the batches of `loaders`, and the mean loss of each epoch. On a GPU where there is one.
 
     `loaders` is walked once an epoch: a list, or for sets beyond memory an object that makes one loader after the other.
     """
     torch.manual_seed(config.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, rng = "cuda" if torch.cuda.is_available() else "cpu", np.random.default_rng([config.seed, 5])
     net = LSTMSpendingModel(config.hidden, config.attention).to(device)
-    per_epoch = max(sum(len(loader) for loader in loaders), 1)
-    total = min((config.epochs or config.steps) * per_epoch, config.steps)
-    adam = torch.optim.Adam(net.parameters(), lr=config.rate)
-    pace = torch.optim.lr_scheduler.OneCycleLR(adam, config.rate, total_steps=total + 1, pct_start=0.2)
-    weeks = torch.tensor([_NEXT] + [1.0] * (HORIZON - 1), device=device)
-    weeks, levels = weeks / weeks.mean(), torch.tensor(QUANTILES, device=device)
-    losses = []
-    for b in _steps(loaders, total):
-        loss = _loss(net, Batch(*(t.to(device) for t in b)), levels, weeks)
+    sizes, unseen = zip(*((len(loader), loader.unseen() if k == 0 else []) for k, loader in enumerate(loaders)), strict=True)
+    per_epoch, unseen = max(sum(sizes), 1), [_on(b, device) for b in unseen[0]]
+    pace = _Pace(min((config.epochs or config.steps) * per_epoch, config.steps))
+    adam = torch.optim.Adam(net.parameters(), lr=config.rate, fused=True)
+    levels, losses = torch.tensor(QUANTILES, device=device), []
+    for step, b in enumerate(_endless(loaders)):
+        if (speed := pace(step)) is None:
+            break
+        adam.param_groups[0]["lr"] = config.rate * speed
+        some = np.sort(rng.choice(np.arange(1, HORIZON), config.later, replace=False))
+        loss = _loss(net, _on(b, device), levels, torch.from_numpy(some).to(device))
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         adam.step()
-        pace.step()
         losses.append(loss.item())
+        if unseen and step % _CHECK == _CHECK - 1:
+            pace.look(step + 1, _told(net, unseen, levels))
     return net.cpu().eval(), [float(np.mean(losses[i : i + per_epoch])) for i in range(0, len(losses), per_epoch)]
 
-# %% ../../nbs/forecast/spending.ipynb #632c00cd
-def _steps(loaders, total: int) -> Iterator[Batch]:
-    """Batches of all loaders, epoch after epoch, `total` of them."""
-    done = 0
-    while done < total:
-        before = done
+# %% ../../nbs/forecast/spending.ipynb #c9b76a96
+def _on(b: Batch, device: str) -> Batch:
+    return b if device == "cpu" else Batch(*(t.to(device) for t in b))
+
+
+def _told(net: LSTMSpendingModel, unseen: list[Batch], levels) -> float:
+    """The mean loss of batches that are not learned from."""
+    with torch.inference_mode():
+        return float(np.mean([_loss(net, b, levels).item() for b in unseen]))
+
+
+def _endless(loaders) -> Iterator[Batch]:
+    """Batches of all loaders, epoch after epoch."""
+    while True:
+        empty = True
         for loader in loaders:
             for b in loader:
-                if done < total:
-                    yield b
-                    done += 1
-        if done == before:
+                empty = False
+                yield b
+        if empty:
             raise ValueError("nobody has eight whole weeks with spending: there is nothing to train on")
 
 # %% ../../nbs/forecast/spending.ipynb #fa184e61
@@ -335,34 +391,37 @@ def to_onnx(net: LSTMSpendingModel, notes: dict[str, str] | None = None) -> byte
     onnx.checker.check_model(model)
     return model.SerializeToString(deterministic=True)
 
-# %% ../../nbs/forecast/spending.ipynb #db2e4abc
+# %% ../../nbs/forecast/spending.ipynb #51015a94
 class Cases(NamedTuple):
     """What trees learn from: at each of m (person, origin), the inputs and what came, as multiples of the scale."""
 
-    week: np.ndarray  # (m, 33) of next week
-    later: np.ndarray  # (m, 33) of one later week, drawn
-    month: np.ndarray  # (m, 39)
+    week: np.ndarray  # (m, 34) of next week
+    later: np.ndarray  # (m, 34) of one later week, drawn
+    month: np.ndarray  # (m, 40)
     y_week: np.ndarray  # (m,); NaN unknown, as the others
     y_later: np.ndarray
     y_month: np.ndarray  # weekly mean of four weeks
     weight: np.ndarray  # (m,) the scale
 
 
-def cases_of(series: WeeklySeries, echoes, seed: int = 0, least: int = 8) -> Cases:
-    """The cases of everybody at every origin with `least` known weeks or more, followed by one at least."""
-    rng, parts = np.random.default_rng([seed, 7]), []
+def cases_of(series: WeeklySeries, echoes, seed: int = 0, least: int = 8, most: int = 10**9) -> Cases:
+    """The cases of everybody at every origin with `least` known weeks or more, followed by one at least: the newest origins with `most` cases or a few more."""
+    rng, parts, known, found = np.random.default_rng([seed, 7]), [], Known.of(echoes), 0
     w = len(series.mondays)
-    for t in range(least - 1, w - 1):
-        told = look(window(series.until(t)), echoes[:, t], sequences=False)
+    for t in range(w - 2, least - 2, -1):
+        told = look(window(series.until(t)), known[:, t].without_dues(rng.random(len(series)) < HIDDEN), sequences=False)
         who = np.flatnonzero((t + 1 - series.begins >= least) & (told.scale > 0))
         h = int(rng.integers(1, min(HORIZON, max(w - 1 - t, 2))))
         unit = np.where(told.scale > 0, told.scale, 1)
         after = lambda k, t=t, unit=unit: series.total[:, t + 1 + k] / unit if t + 1 + k < w else np.full(len(unit), np.nan)  # noqa: E731
         month = series.total[:, t + 1 : t + 1 + MONTH].mean(1) / unit if t + MONTH < w else np.full(len(unit), np.nan)
         parts.append([a[who] for a in (told.by_week(0), told.by_week(h), told.by_month(), after(0), after(h), month, told.scale)])
+        found += len(who) if t + MONTH < w else 0
+        if found >= most:
+            break
     if not parts or not sum(len(p[0]) for p in parts):
         raise ValueError("nobody has eight whole weeks with spending and one after them: there is nothing to train on")
-    return Cases(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return Cases(*(np.concatenate(column[::-1]) for column in zip(*parts, strict=True)))
 
 # %% ../../nbs/forecast/spending.ipynb #f64bb368
 class Boosted(NamedTuple):
@@ -446,7 +505,7 @@ def _expected(y, middle, mean, scale) -> np.ndarray:
     root = np.sqrt(scale[known])
     return np.linalg.lstsq(np.stack([middle, mean, scale], 1)[known] / root[:, None], y[known] / root, rcond=None)[0]
 
-# %% ../../nbs/forecast/spending.ipynb #56108d0e
+# %% ../../nbs/forecast/spending.ipynb #cec26bb7
 class _Trial(NamedTuple):
     """Opinions at O origins and what came, people in rows."""
 
@@ -498,23 +557,41 @@ def _widened_month(t: _Trial, weights) -> Offsets:
     quantiles = t.month - t.month[..., 2:3] + (t.month_votes @ weights)[..., None]
     return calibrate(t.y_month[..., None], quantiles[..., None, :], t.scale, t.groups)
 
-# %% ../../nbs/forecast/spending.ipynb #a216565c
-def _best_shares(series: WeeklySeries, origins, people: int = 300, seed: int = 0) -> dict[str, float]:
-    """half_life and even with the least error of next week's and the fourth week's categories, given their total."""
-    rng = np.random.default_rng([seed, 3])
-    some = series.take(np.sort(rng.choice(len(series), min(people, len(series)), replace=False)))
-    tried = [(h, e) for h in (4.0, 8.0, 16.0, 32.0) for e in (0.05, 0.2, 1.0)]
-    errors = np.zeros(len(tried))
-    for t in origins:
-        p = _past_of(some.until(t), MONTH)
-        after = some.y[:, t + 1 : t + 1 + MONTH]
-        for k, (half_life, even) in enumerate(tried):
-            shares = _shares_in(p, half_life, even)[:, : after.shape[1]]
-            errors[k] += np.abs(after - shares * after.sum(2, keepdims=True))[p.live.sum(1) >= 8].sum()
-    half_life, even = tried[int(errors.argmin())]
-    return {"half_life": half_life, "even": even}
+# %% ../../nbs/forecast/spending.ipynb #e3b241e2
+def _told_of(series: WeeklySeries, known: Known, origins) -> tuple[np.ndarray, np.ndarray]:
+    """What all tellers said (m, 4, C, `TELLERS`) at origins, and what came (m, 4, C): weeks with spending of people with eight weeks or more."""
+    said, came = [], []
+    for t in (t for t in origins if t + MONTH < len(series.mondays)):
+        p, due = _past_of(series.until(t), MONTH), known[:, t].parts
+        told = [np.broadcast_to(a, (len(series), MONTH, series.y.shape[2])) for a in _tellers(p, None if due is None else due[:, :MONTH])]
+        after = series.y[:, t + 1 : t + 1 + MONTH]
+        who = (p.live.sum(1) >= 8) & (after.sum((1, 2)) > 0)
+        said.append(np.stack(told, -1)[who])
+        came.append(after[who])
+    return (np.concatenate(said), np.concatenate(came)) if said else (np.empty((0, MONTH, series.y.shape[2], TELLERS)), np.empty((0, MONTH, series.y.shape[2])))
 
-# %% ../../nbs/forecast/spending.ipynb #1f8ee940
+
+def _best_shares(series: WeeklySeries, echoes, origins, people: int = 400, steps: int = 300, seed: int = 0) -> tuple:
+    """The weights (C, `TELLERS`) of each category's tellers with the least error of the coming four weeks' categories, given their total; () where too little is known."""
+    rng = np.random.default_rng([seed, 3])
+    some = np.sort(rng.choice(len(series), min(people, len(series)), replace=False))
+    said, came = (torch.from_numpy(a.astype(np.float32)) for a in _told_of(series.take(some), Known.of(echoes)[some], origins))
+    if len(came) < 50 or came.shape[2] < 2:
+        return ()
+    raw = torch.full((came.shape[2], TELLERS), -1.0)
+    raw[:, -1] = -6.0
+    adam = torch.optim.Adam([raw.requires_grad_()], lr=0.1)
+    for _ in range(steps):
+        rows = torch.from_numpy(rng.integers(0, len(came), 256))
+        whole = came[rows].sum(2, keepdim=True)
+        told = (said[rows] * nn.functional.softplus(raw)).sum(-1).clamp(min=1e-6)
+        loss = (came[rows] - whole * told / told.sum(2, keepdim=True)).abs().sum() / whole.abs().sum().clamp(min=1e-6)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return tuple(tuple(map(float, row)) for row in nn.functional.softplus(raw.detach()).numpy())
+
+# %% ../../nbs/forecast/spending.ipynb #5146670a
 class Parts(NamedTuple):
     """A trained network and trees, as trained and as served."""
 
@@ -532,7 +609,7 @@ def learn(series: WeeklySeries, echoes, config: SpendingConfig) -> Parts:
     """Network and trees that know a whole series."""
     loader = SequenceDataLoader(series, echoes, config.batch, config.origins, config.seed)
     net, losses = train_network([loader], config)
-    boosted = train_trees(cases_of(series, echoes, config.seed), config)
+    boosted = train_trees(cases_of(series, echoes, config.seed, most=config.most_rows), config)
     return Parts(net, boosted, SequenceNetwork(to_onnx(net)), as_trees(boosted), losses)
 
 
@@ -547,9 +624,9 @@ def choose(early: Parts, series, echoes, back: int, config, grouped_by, segment_
     expected = [_expected(t.y[..., k].ravel(), middle[..., k].ravel(), wide(t.mean, k), wide(t.scale, k)) for k in (slice(a, b) for a, b in _BUCKETS)]
     rows = lambda a: tuple(tuple(map(float, r)) for r in a)  # noqa: E731
     return {"weights": rows(weights), "month_weights": tuple(map(float, month)), "expected": rows(np.concatenate([np.tile(e, (b - a, 1)) for e, (a, b) in zip(expected, _BUCKETS, strict=True)])),
-            "weekly": _widened(t, weights), "monthly": _widened_month(t, month), "shares": _best_shares(series, list(origins)[::3], seed=config.seed)}
+            "weekly": _widened(t, weights), "monthly": _widened_month(t, month), "shares": _best_shares(series, echoes, list(origins)[::2], seed=config.seed)}
 
-# %% ../../nbs/forecast/spending.ipynb #a9dc571c
+# %% ../../nbs/forecast/spending.ipynb #5432091a
 LEAST_WEEKS = 20  # of a series that can be learned from
 
 
@@ -564,7 +641,7 @@ class SpendingPredictor:
 
     @classmethod
     def fit(cls, series: WeeklySeries, echoes, config: SpendingConfig = SpendingConfig(), version: str = "untold", grouped_by: str = "activity", segment_ids=None) -> "SpendingPredictor":
-        """Train on a series and its `features.series.echo` (n, W, 12). The same arguments give the same bytes, on the same machine.
+        """Train on a series and what was known ahead at its weeks (`serving.inputs.known_ahead`, or echoes alone). The same arguments give the same bytes.
 
         A series of fewer than `LEAST_WEEKS` weeks is a `ValueError`.
         """
@@ -591,11 +668,11 @@ class SpendingPredictor:
         torch.save({"config": asdict(self.config), "weights": self.parts.net.state_dict()}, weights := io.BytesIO())
         return {"spending.json": self.model.parameters.to_json().encode(), "spending_lstm.onnx": to_onnx(self.parts.net), "spending_trees.npz": self.parts.trees.to_npz(), "spending_lstm.pth": weights.getvalue()}
 
-# %% ../../nbs/forecast/spending.ipynb #4e9f4bb1
+# %% ../../nbs/forecast/spending.ipynb #2d37cc90
 def as_rivals(model: SpendingModel, echoes, segment_ids=None) -> dict[str, Callable]:
     """Functions for `evaluate.forecasts.backtest`: what is served ("FinCoach"), and "LSTM" and "boosting" alone.
 
-    `echoes` (n, W, 12) belong to the whole series; of each origin only its own is read. The trees alone have no ranges.
+    `echoes` (`Known` or an array, n, W, 12) belong to the whole series; of each origin only its own is read. The trees alone have no ranges.
     """
     remembered = {}
 
@@ -636,7 +713,7 @@ class PredictionEvaluator:
         own = {k: (lambda s, w, ask=ask: cut(ask(s, w))) for k, ask in as_rivals(model, self.echoes, self.segment_ids).items()}
         return backtest(self.series, {**own, **baselines(rivals, horizon)}, origins, horizon)
 
-# %% ../../nbs/forecast/spending.ipynb #547b75fd
+# %% ../../nbs/forecast/spending.ipynb #157d6d80
 class ForecastGenerator:
     """Forecasts of everybody in a source, block by block."""
 
@@ -645,9 +722,8 @@ class ForecastGenerator:
 
     def generate(self, source, as_of, segment_ids=None) -> Iterator[SpendingForecasts]:
         """`SpendingForecasts` of one block of people after the other, from the last Sunday on or before `as_of`."""
-        ledgers = Ledgers.of(source)
-        series = weekly_series(ledgers, as_of, HISTORY, self.model.categories)
-        echoes = echo(ledgers, series.mondays[-1:], HORIZON)[:, 0]
+        series = weekly_series(Ledgers.of(source), as_of, HISTORY, self.model.categories)
+        known = known_ahead(source, series, weeks=1)
         for i in range(0, len(series), self.block):
             rows = slice(i, i + self.block)
-            yield self.model.forecast(series.take(rows), echoes[rows], None if segment_ids is None else np.asarray(segment_ids)[rows])
+            yield self.model.forecast(series.take(rows), known[rows], None if segment_ids is None else np.asarray(segment_ids)[rows])

@@ -7,7 +7,7 @@ __all__ = ['LEVELS', 'QUANTILES', 'LEAST', 'GROUPS', 'SEQUENCE_OPERATORS', 'VOIC
            'PersonForecast', 'SpendingForecasts', 'own_errors', 'activity', 'rules_forecast', 'SequenceNetwork',
            'Opinions', 'opinions', 'SpendingParameters', 'SpendingModel', 'combined', 'groups_of', 'warm']
 
-# %% ../../nbs/serving/forecast.ipynb #4312fc4e
+# %% ../../nbs/serving/forecast.ipynb #114dbf7a
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from fincoach.serving.inputs import (
     HORIZON,
     MONTH,
     WEEK,
+    Known,
     Look,
     look,
     same_days,
@@ -269,7 +270,7 @@ def activity(y, begins) -> np.ndarray:
     apart = (np.abs(y - level[:, None]) * live).sum(1) / count
     return np.select([live.sum(1) < 8, silent >= 0.5, silent >= 0.1, apart <= 0.5 * level], ["new", "rare", "sparse", "steady"], "varied")
 
-# %% ../../nbs/serving/forecast.ipynb #03e6f7a8
+# %% ../../nbs/serving/forecast.ipynb #065cd59b
 class _Past(NamedTuple):
     """The last weeks of a series as every forecaster reads them."""
 
@@ -296,7 +297,38 @@ def _shares_in(p: _Past, half_life: float = 8.0, even: float = 0.2) -> np.ndarra
     age = len(p.mondays) - 1 - np.arange(len(p.mondays))
     return _mix(p.parts, (even + same_days(p.ahead, p.mondays)) * 0.5 ** (age / half_life))
 
+# %% ../../nbs/serving/forecast.ipynb #2007e900
+_HALF_LIVES, _SAME_DAYS = (2, 6, 16, 60), (8, 26)  # weeks
+_USUAL = 2  # the mean that a category's dues are measured by
+TELLERS = len(_HALF_LIVES) + len(_SAME_DAYS) + 2  # and what falls due, and a part of everybody's
 
+
+def _tellers(p: _Past, due=None):
+    """Amounts by category of the coming weeks, (n, H, C) or (n, 1, C) each, `TELLERS` of them; `due` (n, H, C) is what falls due, None unknown."""
+    age, alike = len(p.mondays) - 1 - np.arange(len(p.mondays)), same_days(p.ahead, p.mondays)
+    y = p.parts * p.live[..., None]
+    old = [0.5 ** (age / h) for h in _HALF_LIVES]
+    means = [np.matmul(w, y)[:, None] / np.maximum(p.live @ w, 1e-9)[:, None, None] for w in old]
+    by_days = [alike * 0.5 ** (age / h) for h in _SAME_DAYS]
+    means += [np.matmul(w, y) / np.maximum(p.live @ w.T, 0.3)[..., None] for w in by_days]
+    due = np.zeros((len(y), 1, y.shape[2])) if due is None else np.asarray(due, float)
+    usual = np.maximum(means[_USUAL], 1e-9)
+    left = 1 - np.clip(due.mean(1, keepdims=True) / usual, 0, 1)
+    for mean in means:
+        yield mean * left
+    yield due
+    yield 0.1 * np.maximum(usual.sum(2, keepdims=True), 1e-9)
+
+
+def _shares_told(p: _Past, weights, due=None) -> np.ndarray:
+    """Shares of categories (n, H, C) by the weights (C, `TELLERS`) of each category's tellers: none below 0, adding up to 1."""
+    told = np.zeros((len(p.y), len(p.ahead), p.parts.shape[2]))
+    for weight, teller in zip(np.asarray(weights).T, _tellers(p, due), strict=True):
+        told += weight * teller
+    told = np.maximum(told, 1e-12)
+    return told / told.sum(2, keepdims=True)
+
+# %% ../../nbs/serving/forecast.ipynb #7ebdbd1a
 def _finished(series, p: _Past, quantiles, month, shares, groups, made_by, mean=None) -> SpendingForecasts:
     """Forecasts of which nothing is below the person's own lowest week, 'unknown' in place of people with fewer than `LEAST` weeks."""
     floor = np.minimum((p.y * p.live).min(1), 0)
@@ -367,7 +399,7 @@ class SequenceNetwork:
     def __repr__(self):
         return f"SequenceNetwork({HISTORY} weeks in, {HORIZON} out)"
 
-# %% ../../nbs/serving/forecast.ipynb #8bd8fd7f
+# %% ../../nbs/serving/forecast.ipynb #5fbbb381
 VOICES = ("network", "trees", "mean")
 TREES = ("next week", "later", "month")  # the models in spending_trees.npz
 
@@ -381,6 +413,7 @@ class Opinions(NamedTuple):
     trees_month: np.ndarray  # (n,)
     mean: np.ndarray  # (n,) of the last twelve weeks
     scale: np.ndarray  # (n,)
+    due: np.ndarray = None  # (n, H, C) known to fall due by category; None unknown
 
     def votes(self) -> tuple[np.ndarray, np.ndarray]:
         """The middles by voice: (n, H, 3) of the weeks, (n, 3) of the four weeks' total."""
@@ -395,8 +428,8 @@ def opinions(network: SequenceNetwork, trees: Trees, told: Look) -> Opinions:
     each = [trees(TREES[0] if h == 0 else TREES[1], told.by_week(h)) for h in range(HORIZON)]
     return Opinions(weekly * unit[..., None], MONTH * month * unit, np.stack(each, 1) * unit, MONTH * trees(TREES[2], told.by_month()) * told.scale, told.mean, told.scale)
 
-# %% ../../nbs/serving/forecast.ipynb #56d8e0f2
-FORMAT = 1
+# %% ../../nbs/serving/forecast.ipynb #aac919b0
+FORMAT = 2
 _INPUTS = {"weeks": WEEK, "ahead": AHEAD, "trees": BY_WEEK, "month": BY_MONTH}
 
 
@@ -405,7 +438,7 @@ class SpendingParameters:
     """What turns opinions into forecasts. Raises `ParametersError` when it does not fit together.
 
     `weights` (H, 3) and `month_weights` (3,) say how much each of `VOICES` counts; `expected` (H, 3) make the expected amount of the point,
-    the twelve-week mean and the scale; `shares` hold half_life (weeks) and even; `weekly` and `monthly` widen the ranges by group, which is of
+    the twelve-week mean and the scale; `shares` (C, `TELLERS`) tell where it goes, () by past weeks alone; `weekly` and `monthly` widen the ranges by group, which is of
     'activity', of 'segment' or of 'both' as `grouped_by` says; `chances` are the numbers for `offsets.set_right`, of the chance that a month comes to more
     than an amount; `inputs` are the names of what the models read.
     """
@@ -418,7 +451,7 @@ class SpendingParameters:
     weights: tuple[tuple[float, ...], ...]
     month_weights: tuple[float, ...]
     expected: tuple[tuple[float, ...], ...]
-    shares: dict[str, float]
+    shares: tuple[tuple[float, ...], ...]
     weekly: Offsets
     monthly: Offsets
     segmentation: str = ""
@@ -440,8 +473,7 @@ class SpendingParameters:
         keep("expected", _grid(self.expected, "expected", HORIZON, 3))
         keep("chances", _grid([self.chances], "chances", 1, 3)[0])
         _need(min(self.chances[:2]) > 0, "chances: the first two numbers must be above 0, or a higher chance would not stay the higher")
-        _need(isinstance(self.shares, dict) and set(self.shares) == {"half_life", "even"}, "shares must hold half_life and even, and nothing else")
-        keep("shares", {k: _number(v, f"shares.{k}", above=0) for k, v in self.shares.items()})
+        keep("shares", _grid(self.shares, "shares", len(self.categories) if self.shares else 0, TELLERS, 0.0))
         named = {k: list(v) for k, v in _INPUTS.items()}
         _need(self.inputs is None or self.inputs == named, "the models read other inputs than this FinCoach makes: train them again")
         keep("inputs", named)
@@ -488,7 +520,7 @@ def _from_json(text: str | bytes) -> SpendingParameters:
             raise ParametersError(f"{name}: {e}") from None
     return SpendingParameters(**found)
 
-# %% ../../nbs/serving/forecast.ipynb #0e18422e
+# %% ../../nbs/serving/forecast.ipynb #005d86d5
 FILES = ("spending.json", "spending_lstm.onnx", "spending_trees.npz")
 YOUNG = 26  # weeks below which a forecast is called a cold start
 
@@ -519,17 +551,19 @@ class SpendingModel:
 
     def opinions(self, series, echo) -> Opinions:
         """What each part says at the end of the series, before they are averaged."""
-        return opinions(self.network, self.trees, look(window(series), _newest(echo, len(series.user_ids))))
+        known = _newest(echo, len(series.user_ids))
+        return opinions(self.network, self.trees, look(window(series), known))._replace(due=known.parts)
 
     def forecast(self, series, echo, segment_ids=None) -> SpendingForecasts:
         """Forecasts of everybody in a `features.series.WeeklySeries` from the end of its newest week, in major units.
 
-        `echo` is `features.series.echo` at that week: (n, 12), or (n, weeks, 12) of which the last week is taken. `segment_ids` (n,) choose the ranges
+        `echo` is what is known of coming weeks at that week: a `serving.inputs.Known`, or the array of `features.series.echo` where no dues are known; of
+        (n, weeks, 12) the last week is taken. `segment_ids` (n,) choose the ranges
         of models grouped by segment; without them those of everybody are taken.
         """
         return combined(self.parameters, self.opinions(series, echo), series, segment_ids)
 
-# %% ../../nbs/serving/forecast.ipynb #c9ead6f1
+# %% ../../nbs/serving/forecast.ipynb #023c61cf
 def combined(parameters: SpendingParameters, o: Opinions, series, segment_ids=None) -> SpendingForecasts:
     """Forecasts from opinions: the average of the voices, the network's ranges around it, widened as past weeks have shown to be needed."""
     p = _past_of(series, HORIZON)
@@ -542,7 +576,7 @@ def combined(parameters: SpendingParameters, o: Opinions, series, segment_ids=No
     a, b, c = np.array(parameters.expected).T
     mean = a * middle + b * o.mean[:, None] + c * o.scale[:, None]
     made_by = np.where(p.live.sum(1) < YOUNG, "cold start", "model")
-    return _finished(series, p, quantiles, month, _shares_in(p, **parameters.shares), groups, made_by, mean)
+    return _finished(series, p, quantiles, month, _shares_of(parameters, series, p, o.due), groups, made_by, mean)
 
 
 def groups_of(grouped_by: str, y, begins, segment_ids=None) -> np.ndarray:
@@ -556,14 +590,23 @@ def groups_of(grouped_by: str, y, begins, segment_ids=None) -> np.ndarray:
     alone = activity(y, begins)
     return np.where(known, np.char.add(np.char.add(alone, AND), named), alone)
 
-# %% ../../nbs/serving/forecast.ipynb #b2052f6f
-def _newest(echo, n: int) -> np.ndarray:
-    """`echo` at the newest week: (n, H)."""
-    echo = np.asarray(echo, float)
-    echo = echo[:, -1] if echo.ndim == 3 else echo
-    if echo.shape != (n, HORIZON):
-        raise ValueError(f"echo has the shape {echo.shape}: {n} people need {(n, HORIZON)}, from features.series.echo at the newest week")
-    return echo
+# %% ../../nbs/serving/forecast.ipynb #97c48d83
+def _newest(told, n: int) -> Known:
+    """What is known at the newest week: (n, H)."""
+    known = Known.of(told)
+    known = known[:, -1] if len(known.shape) == 3 else known
+    if known.shape != (n, HORIZON):
+        raise ValueError(f"echo has the shape {known.shape}: {n} people need {(n, HORIZON)}, from features.series.echo at the newest week")
+    return known
+
+
+def _shares_of(parameters: SpendingParameters, series, p: _Past, due) -> np.ndarray:
+    """Shares of the series' categories (n, H, C): by the learned weights; a category that training did not know has the mean of the others'."""
+    if not parameters.shares:
+        return _shares_in(p)
+    known = dict(zip(parameters.categories, parameters.shares, strict=True))
+    spare = tuple(np.mean(parameters.shares, axis=0))
+    return _shares_told(p, [known.get(int(c), spare) for c in series.categories], due)
 
 # %% ../../nbs/serving/forecast.ipynb #04597867
 def warm() -> None:
