@@ -1,16 +1,24 @@
 """Kept answers: never stale, never somebody else's, never in the way; on SQLite and PostgreSQL."""
 
+import asyncio
+import itertools
+import json
 import os
+import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, date, datetime, timedelta
 
+import polars as pl
 import pytest
 import sqlalchemy as sa
 
-from fincoach.data.database import DatabaseError, connect, downgrade, load, upgrade, writing
+from fincoach.data.database import DatabaseError, connect, downgrade, load, state, upgrade, writing
 from fincoach.data.population import generate
 from fincoach.data.tables import TABLES
-from fincoach.serving.cache import LIFETIMES, Question, lookup, remembered, store, sweep
+from fincoach.serving.cache import LIFETIMES, Made, PredictionCache, Question, lookup, remembered, store, sweep
 
 NOW = datetime(2024, 7, 1, 9, tzinfo=UTC)
 Q = Question(3, "spending", date(2024, 6, 30), "2024-06-01-made", "spending-1")
@@ -23,18 +31,41 @@ def frames():
     return made
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request, tmp_path, frames):
-    url = f"sqlite:///{tmp_path}/fincoach.db" if request.param == "sqlite" else os.environ.get("FINCOACH_TEST_POSTGRES")
-    if url is None:
-        pytest.skip("FINCOACH_TEST_POSTGRES names no PostgreSQL database")
-    made = connect(url)
-    if request.param == "postgresql":
-        downgrade(made, "base")
+@pytest.fixture(scope="module")
+def template(frames, tmp_path_factory):
+    """A SQLite file with the people in it."""
+    folder = tmp_path_factory.mktemp("template")
+    made = connect(f"sqlite:///{folder}/fincoach.db")
     upgrade(made)
     load(made, frames)
+    with made.connect() as c:
+        c.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    made.dispose()
+    return folder / "fincoach.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request, tmp_path, frames, template):
+    if request.param == "sqlite":
+        made = connect(f"sqlite:///{shutil.copy(template, tmp_path / 'fincoach.db')}")
+    elif url := os.environ.get("FINCOACH_TEST_POSTGRES"):
+        made = connect(url)
+        filled(made, frames)
+    else:
+        pytest.skip("FINCOACH_TEST_POSTGRES names no PostgreSQL database")
     yield made
     made.dispose()
+
+
+def filled(engine, frames):
+    """Make the server's database hold the people and nothing else; migrated once."""
+    if state(engine) != "current":
+        downgrade(engine, "base")
+        upgrade(engine)
+    with writing(engine) as c:
+        c.exec_driver_sql(f"TRUNCATE {', '.join(TABLES)} RESTART IDENTITY CASCADE")
+        c.exec_driver_sql("INSERT INTO user_revisions VALUES (0, 1)")
+    load(engine, frames)
 
 
 def ask(engine, question=Q, now=NOW, answer=None):
@@ -270,13 +301,415 @@ def test_sweeping_takes_what_has_expired_and_nothing_else(engine):
     assert LIFETIMES["goal"] == timedelta(days=7)
 
 
-def test_a_read_only_database_still_answers(tmp_path, frames):
-    made = connect(f"sqlite:///{tmp_path}/ro.db")
-    upgrade(made)
-    load(made, frames)
-    made.dispose()
+def test_a_read_only_database_still_answers(tmp_path, template):
+    shutil.copy(template, tmp_path / "ro.db")
     readonly = sa.create_engine(f"sqlite:///file:{tmp_path}/ro.db?mode=ro&uri=true")
     given = remembered(readonly, Q, NOW, lambda: {"fresh": True})
     assert given.answer == {"fresh": True}
     assert "was not kept" in given.warning
     readonly.dispose()
+
+
+# ---------------------------------------------------------------------------------------------------- revisions
+
+
+def revisions(engine):
+    """The revision of everybody."""
+    with engine.connect() as c:
+        return dict(c.execute(sa.select(T["user_revisions"].user_id, T["user_revisions"].revision)).all())
+
+
+def changed(engine, statement):
+    """Whose revision a statement changes."""
+    before = revisions(engine)
+    change(engine, statement)
+    after = revisions(engine)
+    return {u for u in before | after if before.get(u) != after.get(u)}
+
+
+WATCHED = ("transactions", "financial_goals", "goal_contributions", "user_profiles", "user_purchases")
+
+
+def test_every_table_that_answers_stand_on_is_watched(engine):
+    """Insert, update, move to somebody else and delete, in each table: exactly the people concerned get a new revision."""
+    with engine.connect() as c:
+        owner = {t: c.execute(sa.select(TABLES[t]).limit(1)).mappings().one() for t in WATCHED}
+        mine = dict(c.execute(sa.select(GOALS.c.id, GOALS.c.user_id)).all())
+    other_goal = next(g for g, u in mine.items() if u != mine[owner["goal_contributions"]["goal_id"]])
+    for name in WATCHED:
+        table, row = TABLES[name], dict(owner[name])
+        key = next(iter(table.primary_key.columns))
+        where, who = "goal_id" if name == "goal_contributions" else "user_id", lambda r, n=name: mine[r["goal_id"]] if n == "goal_contributions" else r["user_id"]
+        assert changed(engine, sa.update(table).where(key == row[key.name]).values({where: row[where]})) == {who(row)}, name
+        if name != "user_profiles":
+            new = {k: v for k, v in row.items() if k not in ("id", "external_id")}
+            assert changed(engine, sa.insert(table).values(new)) == {who(row)}, name
+            moved = row | {where: other_goal if where == "goal_id" else 7 + (row["user_id"] == 7)}
+            assert changed(engine, sa.update(table).where(key == row[key.name]).values({where: moved[where]})) == {who(row), who(moved)}, name
+            row, mine[moved.get("id")] = moved, moved.get("user_id") if name == "financial_goals" else mine.get(moved.get("id"))
+        if name != "financial_goals":
+            assert changed(engine, sa.delete(table).where(key == row[key.name])) == {who(row)}, name
+    assert changed(engine, sa.update(TABLES["categories"]).where(T["categories"].id == 9).values(name="lunch")) == {0}
+
+
+def test_what_answers_do_not_stand_on_changes_no_revision(engine):
+    watched = {*WATCHED, "users", "categories", "user_revisions"}
+    assert {t for t in TABLES if t not in watched and "user_id" in T[t]} == {
+        "user_segments", "recommendation_history", "behavioral_events", "user_sessions", "financial_decisions", "prediction_cache", "user_consents", "audit_names"
+    }, "a new table about people: do kept answers stand on it? Then it needs triggers"
+    ask(engine)
+    assert changed(engine, sa.update(TABLES["prediction_cache"]).values(segment_id=-1)) == set()
+
+
+def test_a_statement_that_is_undone_changes_nothing(engine):
+    before = revisions(engine)
+    with engine.connect() as c:
+        c.execute(CHANGES["a cent"])
+        assert c.execute(sa.select(T["user_revisions"].revision).where(T["user_revisions"].user_id == 3)).scalar() != before[3]
+        c.rollback()
+    assert revisions(engine) == before
+
+
+def test_rows_loaded_at_once_and_rows_put_over_others_are_noticed(engine):
+    late = pl.DataFrame({"user_id": [3, 3, 5], "occurred_at": [NOW] * 3, "amount_minor": [-5, -6, -7], "currency": ["EUR"] * 3, "category_id": [9] * 3, "id": [900_001, 900_002, 900_003]})
+    before = revisions(engine)
+    load(engine, {"transactions": late})
+    assert {u for u, r in revisions(engine).items() if before[u] != r} == {3, 5}
+    verb = "INSERT OR IGNORE INTO" if engine.dialect.name == "sqlite" else "INSERT INTO"
+    tail = "" if engine.dialect.name == "sqlite" else " ON CONFLICT DO NOTHING"
+    moment = "1719000000000000" if engine.dialect.name == "sqlite" else "now()"
+    assert changed(engine, sa.text(f"{verb} transactions (id, user_id, occurred_at, amount_minor, currency, category_id) VALUES (900009, 4, {moment}, -1, 'EUR', 9){tail}")) == {4}
+
+
+def test_somebody_new_with_an_old_number_gets_nobodys_answers(engine):
+    """People are erased; their number is given again; a fresh revision, whatever was there before."""
+    cache, person = PredictionCache(engine), {"id": 99, "external_id": "first", "timezone": "UTC", "currency": "EUR", "created_at": NOW}
+    question, seen = Q._replace(user_id=99), set()
+    for name in ("first", "second", "third"):
+        change(engine, sa.insert(TABLES["users"]).values(person | {"external_id": name}))
+        given = cache.answer(question, NOW, lambda name=name: {"of": name})
+        assert (given.cached, json.loads(given.body)) == (False, {"of": name})
+        assert cache.answer(question, NOW, lambda: pytest.fail("made twice")).cached
+        seen.add(revisions(engine)[99])
+        change(engine, sa.delete(TABLES["users"]).where(T["users"].id == 99))
+        assert 99 not in revisions(engine)
+        assert cache.get(question, NOW) is None
+        with pytest.raises(DatabaseError, match="nobody with the id 99"):
+            cache.answer(question, NOW, dict, stale_ok=True)
+    assert len(seen) == 3
+    assert cache.sweep(NOW) == 1
+    cache.close()
+
+
+def test_the_triggers_go_with_their_step(engine):
+    downgrade(engine, "0005")
+    change(engine, CHANGES["a new row"])
+    cache = PredictionCache(engine)
+    with pytest.raises(DatabaseError, match="older revision"):
+        cache.answer(Q, NOW, dict)
+    upgrade(engine)
+    assert cache.answer(Q, NOW, lambda: {"again": True}).cached is False
+    assert changed(engine, CHANGES["a cent"]) == {3}
+    cache.close()
+
+
+# ---------------------------------------------------------------------------------------------------- the cache of a process
+
+
+async def joined(cache, many):
+    """Wait until so many wait for what another makes."""
+    for _ in range(4_000):
+        if cache.counts["joined"] >= many:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"{cache.counts['joined']} of {many} wait")
+
+
+@pytest.fixture
+def cache(engine):
+    made = PredictionCache(engine, budget=20)  # the machine may be busy
+    yield made
+    made.close()
+
+
+def test_bytes_come_from_memory_then_from_the_table(engine, cache):
+    first = cache.answer(Q, NOW, lambda: {"é": [0.1, None]})
+    assert first == (b'{"\xc3\xa9":[0.1,null]}', NOW, False, Q.model_version, "")
+    assert cache.answer(Q, NOW, dict) == first._replace(cached=True)
+    assert cache.get(Q, NOW).body is first.body, "the very same bytes"
+    other = PredictionCache(engine)
+    assert other.get(Q, NOW) is None
+    assert other.answer(Q, NOW, dict) == first._replace(cached=True)
+    assert other.get(Q, NOW).body == first.body
+    assert {k: v for k, v in other.counts.items() if v and k not in ("bytes",)} == {"table": 1, "memory": 1, "entries": 1}
+    other.close()
+
+
+def test_a_thousand_who_ask_at_once_are_answered_by_one(engine, cache):
+    """Two hundred of them in threads, the others in an event loop; the answer is made once, and all get it."""
+    made, gate = [], threading.Barrier(2)
+
+    def slow():
+        gate.wait(10)
+        made.append(threading.get_ident())
+        return {"number": len(made)}
+
+    async def loop():
+        asked = [asyncio.ensure_future(cache.answer_async(Q, NOW, slow)) for _ in range(800)]
+        await joined(cache, 999)
+        await asyncio.to_thread(gate.wait, 10)
+        return await asyncio.gather(*asked)
+
+    with ThreadPoolExecutor(200) as pool:
+        threads = [pool.submit(cache.answer, Q, NOW, slow) for _ in range(200)]
+        given = [*asyncio.run(loop()), *(t.result() for t in threads)]
+    assert len(made) == 1
+    assert len(given) == 1000
+    assert {g.body for g in given} == {b'{"number":1}'}
+    assert cache.counts["made"] == 1
+    with engine.connect() as c:
+        assert c.scalar(sa.select(sa.func.count()).select_from(TABLES["prediction_cache"])) == 1
+
+
+def test_an_error_is_told_to_all_who_wait_and_forgotten(cache):
+    gate, asked = threading.Event(), []
+
+    def fails():
+        asked.append(1)
+        gate.wait(10)
+        raise ArithmeticError("no answer")
+
+    async def loop():
+        tasks = [asyncio.ensure_future(cache.answer_async(Q, NOW, fails)) for _ in range(50)]
+        await joined(cache, 49)
+        gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert {(type(e), str(e)) for e in asyncio.run(loop())} == {(ArithmeticError, "no answer")}
+    assert len(asked) == 1
+    assert cache.answer(Q, NOW, lambda: {"fine": 1}).cached is False
+    with pytest.raises(ValueError, match="JSON"):
+        cache.answer(Q._replace(subject="nan"), NOW, lambda: {"bad": float("nan")})
+    with pytest.raises(KeyError):
+        cache.answer(Q._replace(prediction_type="weather"), NOW, dict)
+    assert cache.answer(Q._replace(prediction_type="weather"), NOW, dict, lifetime=timedelta(hours=1)).body == b"{}"
+
+
+def test_nobody_waits_for_an_answer_that_was_refused_or_left(cache):
+    """The pool is full: all who wait hear it at once. Who is cancelled leaves the answer in the making for the others."""
+
+    async def full(call, *args):
+        raise OverflowError("the queue is full")
+
+    async def refused():
+        return await asyncio.gather(*(cache.answer_async(Q, NOW, dict, run=full) for _ in range(5)), return_exceptions=True)
+
+    assert {type(e) for e in asyncio.run(refused())} == {OverflowError}
+    assert not cache._flights._now
+
+    async def left():
+        gate = threading.Event()
+        first, second = (asyncio.ensure_future(cache.answer_async(Q, NOW, lambda: gate.wait(10) and {"whole": True})) for _ in range(2))
+        await joined(cache, 5)
+        first.cancel()
+        await asyncio.sleep(0.01)
+        gate.set()
+        return await second, first.cancelled()
+
+    given, cancelled = asyncio.run(left())
+    assert cancelled
+    assert given.body == b'{"whole":true}'
+
+
+def test_who_comes_after_a_change_does_not_join_who_came_before(engine, cache):
+    gate, begun = threading.Event(), threading.Event()
+
+    def old():
+        begun.set()
+        gate.wait(10)
+        return {"saw": "before"}
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(cache.answer, Q, NOW, old)
+        assert begun.wait(10)
+        change(engine, CHANGES["a cent"])
+        after = cache.answer(Q, NOW, lambda: {"saw": "after"})
+        gate.set()
+        assert json.loads(first.result().body) == {"saw": "before"}
+    assert json.loads(after.body) == {"saw": "after"}
+    assert json.loads(cache.answer(Q, NOW, dict).body) == {"saw": "after"}, "who was late does not overwrite"
+
+
+def test_nobody_gets_anothers_answer_nor_one_older_than_what_was_committed(engine, cache):
+    """Six threads ask about four people while two change their amounts: each answer is of the person, and at least as new as what was committed before asking."""
+    committed, stop, wrong, count = dict.fromkeys((3, 4, 5, 6), 0), threading.Event(), [], itertools.count()
+    t, first = TABLES["transactions"], {}
+    with engine.connect() as c:
+        for user in committed:
+            first[user] = c.scalar(sa.select(sa.func.min(t.c.id)).where(t.c.user_id == user))
+    for user in committed:
+        change(engine, sa.update(t).where(t.c.id == first[user]).values(amount_minor=0))
+
+    def make(user):
+        with engine.connect() as c:
+            return {"user": user, "amount": c.scalar(sa.select(t.c.amount_minor).where(t.c.id == first[user]))}
+
+    def write(users):
+        for n in range(1, 31):
+            for user in users:
+                change(engine, sa.update(t).where(t.c.id == first[user]).values(amount_minor=n))
+                committed[user] = n
+        stop.set()
+
+    def read(shift):
+        while not stop.is_set():
+            user = 3 + (next(count) + shift) % 4
+            least = committed[user]
+            try:
+                given = json.loads(cache.answer(Q._replace(user_id=user), NOW, lambda user=user: make(user)).body)
+                if given["user"] != user or given["amount"] < least:
+                    wrong.append((given, user, least))
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=write, args=(u,)) for u in ((3, 5), (4, 6))] + [threading.Thread(target=read, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    assert cache.counts["memory"] > 50, "it was hardly a cache"
+    assert {json.loads(cache.answer(Q._replace(user_id=u), NOW, lambda u=u: make(u)).body)["amount"] for u in committed} == {30}
+
+
+def test_a_clock_that_steps_never_makes_an_answer_live_longer(cache, monkeypatch):
+    real = [1000.0]
+    monkeypatch.setattr("fincoach.serving.cache.monotonic", lambda: real[0])
+    ask = lambda now: cache.get(Q, now)  # noqa: E731
+    cache.answer(Q, NOW, dict)
+    real[0] += 3600
+    assert ask(NOW + timedelta(hours=1))
+    assert not ask(NOW - timedelta(seconds=1)), "made in the future"
+    assert not ask(NOW + timedelta(hours=24)), "the wall clock says it has expired"
+    real[0] += 23 * 3600 - 1
+    assert ask(NOW), "a day less a second"
+    real[0] += 1
+    assert not ask(NOW), "set back again and again, it still ends"
+
+
+def test_memory_is_bounded_and_lets_go_of_the_least_used(engine):
+    cache = PredictionCache(engine, most_bytes=20_000)
+    for n in range(30):
+        cache.answer(Q._replace(subject=str(n)), NOW, lambda: {"text": "x" * 980})
+        cache.get(Q._replace(subject="0"), NOW)
+    assert cache.counts["bytes"] <= 20_000
+    assert cache.counts["entries"] == 9 or cache.counts["entries"] == 10
+    assert cache.get(Q._replace(subject="0"), NOW), "used all the time"
+    assert not cache.get(Q._replace(subject="1"), NOW)
+    assert cache.answer(Q._replace(subject="1"), NOW, dict).cached, "the table has it"
+    cache.answer(Q._replace(subject="huge"), NOW, lambda: {"text": "x" * 50_000})
+    assert cache.counts["bytes"] <= 20_000
+    cache.close()
+
+
+def test_an_answer_is_kept_under_the_version_that_made_it(engine, cache):
+    """A challenger was asked and the champion stepped in: nobody finds the champion's answer under the challenger's name."""
+    asked = Q._replace(model_version="challenger")
+    given = cache.answer(asked, NOW, lambda: Made({"by": "champion"}, Q.model_version))
+    assert (given.model_version, given.cached) == (Q.model_version, False)
+    assert cache.get(asked, NOW) is None
+    assert json.loads(cache.get(Q, NOW).body) == {"by": "champion"}
+    with engine.connect() as c:
+        assert c.scalars(sa.select(T["prediction_cache"].model_version)).all() == [Q.model_version]
+    assert json.loads(cache.answer(asked, NOW, lambda: Made({"by": "challenger"}, "challenger")).body) == {"by": "challenger"}
+
+
+def test_warming_sweeping_and_forgetting(engine, cache):
+    def fails():
+        raise ArithmeticError
+
+    wanted = [(Q._replace(user_id=u), lambda u=u: {"user": u}) for u in (3, 4, 5, 999)] + [(Q._replace(subject="bad"), fails)]
+    assert cache.warm(wanted, NOW) == {"made": 3, "there": 0, "failed": 2}
+    assert cache.warm(wanted, NOW) == {"made": 0, "there": 3, "failed": 2}
+    assert json.loads(cache.get(Q._replace(user_id=4), NOW).body) == {"user": 4}
+    assert cache.forget(4) == 1
+    assert cache.get(Q._replace(user_id=4), NOW) is None
+    change(engine, sa.insert(TABLES["transactions"]).values(user_id=5, **ROW))
+    assert cache.sweep(NOW) == 1, "one that does not hold any more"
+    assert cache.sweep(NOW + timedelta(days=1)) == 1 + 3, "one in memory, three in the table"
+
+
+def test_a_writer_who_holds_the_lock_holds_up_nobody(engine, cache):
+    with writing(engine) as c:
+        c.execute(sa.update(TABLES["users"]).where(T["users"].id == 3).values(currency="CHF"))
+        begun = time.monotonic()
+        assert not cache.answer(Q, NOW, dict).cached
+        assert cache.answer(Q, NOW, dict).cached
+        assert time.monotonic() - begun < 2
+    assert not cache.answer(Q, NOW, dict).cached, "the change was committed"
+
+
+def test_while_the_database_cannot_be_asked_only_those_who_allow_it_get_what_may_be_old(engine, tmp_path):
+    cache = PredictionCache(engine, budget=0.2)
+    first = cache.answer(Q, NOW, dict)
+    with ExitStack() as away:
+        if engine.dialect.name == "sqlite":
+            os.rename(tmp_path / "fincoach.db", tmp_path / "gone.db")
+            away.callback(os.rename, tmp_path / "gone.db", tmp_path / "fincoach.db")
+        else:
+            holder = away.enter_context(engine.connect())
+            holder.exec_driver_sql("LOCK TABLE user_revisions IN ACCESS EXCLUSIVE MODE")
+        begun = time.monotonic()
+        for _ in range(50):
+            old = cache.answer(Q, NOW + timedelta(hours=1), dict, stale_ok=True)
+            assert (old.body, old.made_at) == (first.body, first.made_at)
+            assert "the answer of 01 Jul 2024 09:00 UTC" in old.warning
+            assert asyncio.run(cache.answer_async(Q, NOW, dict, stale_ok=True)).warning
+        assert time.monotonic() - begun < 2, "only the first had to wait"
+        with pytest.raises(DatabaseError):
+            cache.answer(Q, NOW, dict)
+        with pytest.raises(DatabaseError):
+            asyncio.run(cache.answer_async(Q, NOW, dict))
+        with pytest.raises(DatabaseError):
+            cache.answer(Q, NOW + timedelta(days=1), dict, stale_ok=True)  # it has expired
+        with pytest.raises(DatabaseError):
+            cache.answer(Q._replace(subject="new"), NOW, dict, stale_ok=True)
+    for _ in range(100):
+        try:
+            assert cache.answer(Q, NOW, dict).warning == ""
+            break
+        except DatabaseError:  # the last question is still overdue
+            time.sleep(0.02)
+    else:
+        pytest.fail("it did not find back")
+    cache.close()
+
+
+def test_connections_that_the_server_cut_are_replaced_without_anybody_noticing(engine, cache):
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has no server")
+    cache.answer(Q, NOW, dict)
+    admin = sa.create_engine(engine.url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as c:
+        cut = c.exec_driver_sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").scalar()
+    admin.dispose()
+    assert cut >= 1
+    assert cache.answer(Q, NOW, dict).cached
+
+
+def test_a_database_put_back_from_a_copy_gives_no_answer_of_the_time_between(tmp_path, template):
+    """The file is replaced under a running process: revisions of the copy count, and none of the answers made since."""
+    made = connect(f"sqlite:///{shutil.copy(template, tmp_path / 'fincoach.db')}")
+    cache = PredictionCache(made)
+    for n in range(3):
+        change(made, CHANGES["a cent"])
+        cache.answer(Q, NOW, lambda n=n: {"after": n})
+    made.dispose()
+    for name in ("fincoach.db", "fincoach.db-wal", "fincoach.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    shutil.copy(template, tmp_path / "fincoach.db")
+    for _ in range(3):  # as many changes as before
+        change(made, CHANGES["a cent"])
+    assert cache.get(Q, NOW) is None
+    cache.close()
+    made.dispose()

@@ -262,7 +262,7 @@ class _Inline:
         with self._lock:
             self._shut()
 
-# %% ../../nbs/serving/cache.ipynb #064cb80e
+# %% ../../nbs/serving/cache.ipynb #e041aeb7
 _MANY = "SELECT user_id, revision FROM user_revisions WHERE user_id = ANY(%s)"
 _GIVEN_UP, _AT_MOST = 10.0, 10_000  # seconds after which a question that hangs gets a thread and a connection anew; people in one question
 
@@ -322,22 +322,32 @@ class _Gathered:
     def _answer(self, batch: list, line):
         """Ask one question and tell everybody; the connection to go on with, or None."""
         try:
-            with explained(self.engine):
-                if line is None:
-                    raw = self.engine.raw_connection()
-                    line = raw.driver_connection
-                    raw.detach()
-                    line.autocommit = True
-                found = dict(line.execute(_MANY, ([0, *{user for user, _ in batch}],)).fetchall())
+            line, found = self._asked(line, [0, *{user for user, _ in batch}])
         except BaseException as error:
-            if line is not None:
-                line.close()
             for _, future in batch:
                 future.set_exception(error)
             return None
         for user, future in batch:
             future.set_result((found[user], found.get(0, 0)) if user in found else None)
         return line
+
+    def _asked(self, line, users: list[int]):
+        """The connection, and the revisions of people; a connection that broke while nobody used it is replaced."""
+        try:
+            with explained(self.engine):
+                fresh = line is None
+                if fresh:
+                    raw = self.engine.pool.recreate().connect()  # not one of the pool's, which may be broken as well
+                    line = raw.driver_connection
+                    raw.detach()
+                    line.autocommit = True
+                return line, dict(line.execute(_MANY, (users,)).fetchall())
+        except BaseException:
+            if line is not None:
+                line.close()
+            if fresh:
+                raise
+        return self._asked(None, users)
 
     def close(self):
         """Let the thread end."""
@@ -457,11 +467,11 @@ class Made(NamedTuple):
     answer: dict
     model_version: str
 
-# %% ../../nbs/serving/cache.ipynb #ddc397e8
+# %% ../../nbs/serving/cache.ipynb #0131c185
 class _Giving:
     """The part of the cache that gives what there is."""
 
-    def __init__(self, engine: sa.Engine, most_bytes: int = 64 << 20, budget: float = 0.25):
+    def __init__(self, engine: sa.Engine, most_bytes: int = 64 << 20, budget: float = 1.0):
         self.engine, self.budget = engine, budget
         self._revisions = _Inline(engine) if engine.dialect.name == "sqlite" else _Gathered(engine, budget)
         self._memory, self._flights, self._tasks = _Memory(most_bytes), _Flights(), set()
@@ -499,7 +509,7 @@ class _Giving:
         state = self._revisions.read(question.user_id)
         return None if state is None else self._found(question, state, _aware(now))
 
-# %% ../../nbs/serving/cache.ipynb #1303ca1a
+# %% ../../nbs/serving/cache.ipynb #c2b2c9c4
 class _Making(_Giving):
     """The part of the cache that has answers made."""
 
@@ -540,17 +550,19 @@ class _Making(_Giving):
             self._remember(found.question, found.body, state, found.made_at, found.expires_at, now)
         return Kept(found.body, found.made_at, True, found.question.model_version), None
 
-    def _made(self, found: Cached, now: datetime, make: Callable, lifetime: timedelta | None, state: State) -> tuple[Kept, Callable[[], str]]:
-        """A new answer, and what writes it to the table."""
+    def _made(self, found: Cached, now: datetime, make: Callable, lifetime: timedelta | None, state: State) -> tuple[Kept, Callable[[], str] | None]:
+        """A new answer, and what writes it to the table; None where the rows have changed meanwhile: nobody could be given it again."""
         lifetime = lifetime or LIFETIMES[found.question.prediction_type]
         answer = make()
         self._count("made")
         version = answer.model_version if isinstance(answer, Made) else found.question.model_version
         body = as_bytes(answer.answer if isinstance(answer, Made) else answer)
-        question = found.question._replace(model_version=version)
-        if found.state == _hex(*state):
-            self._remember(question, body, state, now, now + lifetime, now)
-        return Kept(body, now, False, version), lambda: store(self.engine, found._replace(question=question), body, now, lifetime)
+        question, kept = found.question._replace(model_version=version), Kept(body, now, False, version)
+        with suppress(DatabaseError):
+            if found.state == _hex(*state) and self._revisions.read(question.user_id) == state:
+                self._remember(question, body, state, now, now + lifetime, now)
+                return kept, lambda: store(self.engine, found._replace(question=question), body, now, lifetime)
+        return kept, None
 
     def _remember(self, question: Question, body: bytes, state: State, made_at: datetime, expires_at: datetime, now: datetime):
         """Keep ready bytes in memory."""
