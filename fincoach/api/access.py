@@ -724,10 +724,10 @@ class Erasures:
         """Waits for the one at work; the others go on at the next start."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../../nbs/api/access.ipynb #5e0a032b
+# %% ../../nbs/api/access.ipynb #ad228a80
 def me_router(access: Access, erasures: Erasures) -> APIRouter:
     """What a person may do with their own data: /me/consent, /me/export, /me/anonymise, and DELETE /me."""
-    router, engine, exports = APIRouter(prefix="/me", tags=["My data"]), access.engine, Aside(1, patience=60, waiting=8)
+    router, engine, exports = APIRouter(prefix="/me", tags=["My data"]), access.engine, Aside(1, patience=120, waiting=8)
     own = Annotated[Person, Depends(access.own)]
 
     @router.get("/consent", summary="To which uses of my data I agreed")

@@ -75,7 +75,7 @@ def _known(connection: sa.Connection, user_id: int) -> sa.Row:
         raise DatabaseError(f"there is nobody with the id {user_id}")
     return row
 
-# %% ../../nbs/data/rights.ipynb #cf48d66b
+# %% ../../nbs/data/rights.ipynb #14a3849d
 @contextmanager
 def _at_one_moment(engine: sa.Engine):
     """A connection that sees the database as it is now, until it is closed."""
@@ -101,7 +101,7 @@ def export_person(engine: sa.Engine, user_id: int) -> Iterator[str]:
             yield f'{", " if n else ""}{json.dumps(name)}: ['
             first = True
             for part in _rows(connection, name, condition, user_id):
-                yield ("" if first else ", ") + ", ".join(json.dumps(row._asdict(), default=datetime.isoformat, ensure_ascii=False) for row in part)
+                yield ("" if first else ", ") + pl.DataFrame(part, SCHEMA[name], orient="row").write_json()[1:-1]
                 first = False
             yield "]"
         yield "}}\n"
