@@ -129,6 +129,8 @@ def test_everybody_at_once_gets_what_each_gets_alone(which, request, world):
         assert alone.made_by == everybody.made_by[i]
         assert np.allclose([w[1:] for w in alone.forecast.weeks], np.c_[everybody.point[i], everybody.quantiles[i][:, [1, 3, 0, 4]]][: len(alone.forecast.weeks)], rtol=1e-5)
         assert alone.model_version == service.status.version
+        together = everybody.person(i, dict(zip(CATEGORY_ID.values(), CATEGORY_ID, strict=True))).categories
+        assert {k: np.round(v, 6).tolist() for k, v in alone.forecast.categories.items()} == {k: np.round(v, 6).tolist() for k, v in together.items()}
 
 
 def test_batches_of_any_size_are_the_same(model, world, monkeypatch):

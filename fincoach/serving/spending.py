@@ -7,7 +7,7 @@ __all__ = ['SPENDING_KINDS', 'PERIODS', 'SLACK', 'LEVELS_OF_RISK', 'ALERT_RULES'
            'SpendingPrediction', 'CategoryRisk', 'usual_months', 'month_chances', 'BudgetRisk', 'AlertRule',
            'SpendingAlert', 'SpendingAlerts', 'SpendingPredictionService']
 
-# %% ../../nbs/serving/spending.ipynb #956c575c
+# %% ../../nbs/serving/spending.ipynb #8c5f0f02
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -26,14 +26,14 @@ from ..data.database import connect, explained, read_person, reading
 from ..data.tables import DEBT, DISCRETIONARY, ESSENTIAL, FEE, KINDS
 from ..features.behavior import extract, features_of
 from ..features.ledger import Ledgers, Person, day_number, person_from_rows, unit_of
-from ..features.recurring import RecurringStreams, dues, person_streams, read_streams
-from ..features.series import WeeklySeries, echo, person_echo, person_series, weekly_series
+from ..features.recurring import RecurringStreams, dues, known_dues, person_streams, read_streams
+from ..features.series import WeeklySeries, echo, person_series, weekly_series
 from .actions import _about, _spoken, objections
 from .artifacts import ArtifactError, champion, open_version
 from .cache import Question, remembered
 from .forecast import LEAST, PersonForecast, SpendingForecasts, SpendingModel, Week, rules_forecast
 from .inference import ParametersError, SegmentationParameters
-from .inputs import HISTORY, MONTH
+from .inputs import HISTORY, HORIZON, MONTH, Known, person_known
 from .network import NetworkError
 from .offsets import AS_SAID, set_right
 from .policy import Places
@@ -169,12 +169,15 @@ def _so_far(person: Person, series: WeeklySeries, monday: int, as_of: date) -> n
     sums = -np.bincount(person.category[rows][spends], person.amount[rows][spends].astype(float), number) * person.unit
     return sums[series.categories]
 
-# %% ../../nbs/serving/spending.ipynb #cf0c5735
-def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: RecurringStreams, about: tuple) -> _Known:
-    """All that is known of a person; `about` is their currency, the names of categories by id, the ids of spending categories, and how many rows are left out."""
+# %% ../../nbs/serving/spending.ipynb #5dcc7545
+def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: RecurringStreams, about: tuple, before: RecurringStreams | None = None) -> _Known:
+    """All that is known of a person; `about` is their currency, the names of categories by id, the ids of spending categories, and how many rows are left out.
+
+    `before` are the streams as of the series' Sunday, from which the forecast knows what falls due.
+    """
     currency, names, spending, others = about
     series = person_series(person, as_of, HISTORY, way.categories(spending), user_id)
-    forecasts, said = _forecast(way, series, person_echo(person, series.mondays[-1:]), lambda: features_of(person, _sunday(series))[None])
+    forecasts, said = _forecast(way, series, person_known(person, series, before, currency), lambda: features_of(person, _sunday(series))[None])
     last = date.fromordinal(int(forecasts.mondays[-1]) + 6 + 719_163)
     payments = _known_payments(streams, as_of + timedelta(days=1), last, set(spending.tolist()))
     warnings = (*([said] if said else []), *_cautions(person, as_of, others, currency))
@@ -189,7 +192,9 @@ def _read(engine: sa.Engine, way: _Way, user_id: int, as_of: date) -> _Known:
         names = dict(ask("SELECT id, name FROM categories").fetchall())
     others = sum(currency != rows.currency for currency in paid.currency)
     about = rows.currency, names, np.flatnonzero(np.isin(rows.kinds, SPENDING_KINDS)), others
-    return _known(way, user_id, as_of, person_from_rows(rows), person_streams(paid, as_of), about)
+    streams, sunday = person_streams(paid, as_of), as_of - timedelta(days=(as_of.weekday() + 1) % 7)
+    before = None if way.model is None else streams if sunday == as_of else person_streams(paid, sunday)
+    return _known(way, user_id, as_of, person_from_rows(rows), streams, about, before)
 
 # %% ../../nbs/serving/spending.ipynb #97b43d65
 @dataclass(frozen=True, repr=False)
@@ -731,18 +736,27 @@ def _blocks_of(source, as_of: date) -> Iterator[tuple[Ledgers, np.ndarray]]:
     spending = np.unique(s.category[np.isin(s.kind, SPENDING_KINDS)]).astype(np.int64)
     yield from ((_part(s, i, min(i + BLOCK, len(s))), spending) for i in range(0, len(s), BLOCK))
 
-# %% ../../nbs/serving/spending.ipynb #a6711d47
+# %% ../../nbs/serving/spending.ipynb #58332ba6
 def _together(parts: list[SpendingForecasts]) -> SpendingForecasts:
     """The forecasts of all blocks."""
     return replace(parts[0], **{name: np.concatenate([getattr(p, name) for p in parts]) for name in _PER_PERSON})
 
 
-def _forecast_all(way: _Way, source, as_of: date) -> SpendingForecasts:
+def _ahead_of(source, series: WeeklySeries, ledgers: Ledgers, streams: bool) -> Known:
+    """What is known ahead of the people of a series: the echo, and with `streams` what falls due; from `Ledgers`, which know no merchants, the echo alone."""
+    echoes = echo(ledgers, series.mondays[-1:])
+    if not streams or isinstance(source, Ledgers):
+        return Known.of(echoes)
+    found = known_dues(source, series.mondays[-1:], HORIZON, categories=series.categories.tolist(), user_ids=series.user_ids.tolist())
+    return Known(echoes, found.sum(-1), found.astype(np.float32))
+
+
+def _forecast_all(way: _Way, source, as_of: date, streams: bool = True) -> SpendingForecasts:
     """The forecasts of everybody in a source; a `ServiceError` for one without people or without spending."""
     parts = []
     for ledgers, spending in _blocks_of(source, as_of):
         series = weekly_series(ledgers, as_of, HISTORY, way.categories(spending))
-        parts.append(_forecast(way, series, echo(ledgers, series.mondays[-1:]), lambda ledgers=ledgers, series=series: extract(ledgers, _sunday(series)))[0])
+        parts.append(_forecast(way, series, _ahead_of(source, series, ledgers, streams and way.model is not None), lambda ledgers=ledgers, series=series: extract(ledgers, _sunday(series)))[0])
     if not parts:
         raise ServiceError("there is nobody to forecast for: load data first")
     return _together(parts)
@@ -827,7 +841,7 @@ class _Answers:
         said = (*found.warnings, given.warning) if given.warning else found.warnings
         return replace(found, cached=given.cached, made_at=given.made_at, warnings=said)
 
-# %% ../../nbs/serving/spending.ipynb #a2f3a014
+# %% ../../nbs/serving/spending.ipynb #65a1a5e5
 class SpendingPredictionService(_Answers):
     """Answers what people will spend, from a database (URL or engine) and a folder of artifacts; `version`: a published one to answer with in the champion's place.
 
@@ -852,6 +866,9 @@ class SpendingPredictionService(_Answers):
         """What is worth saying about the person's coming spending by `ALERT_RULES`, each with its evidence and how sure it is; often nothing."""
         return self._ask(user_id, as_of, now, "alerts", _alerts, _alerts_of)
 
-    def forecast_all(self, as_of: date, source=None) -> SpendingForecasts:
-        """The forecasts of everybody as of a day: of the database, or of frames, a snapshot or `Ledgers` given as `source`. Nothing is stored."""
-        return _forecast_all(self._way, self.engine if source is None else source, as_of)
+    def forecast_all(self, as_of: date, source=None, streams: bool = True) -> SpendingForecasts:
+        """The forecasts of everybody as of a day: of the database, or of frames, a snapshot or `Ledgers` given as `source`. Nothing is stored.
+
+        Finding what falls due takes most of the time (3 ms a person): `streams=False` forecasts without, as from `Ledgers`, which do not know of it.
+        """
+        return _forecast_all(self._way, self.engine if source is None else source, as_of, streams)
