@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import fincoach
-from .access import LIMITS, Access, Erasures, Limits, Shield, admin_router, check_policy, keys_from, me_router, note_stranger
+from .access import LIMITS, Access, Erasures, Limits, Shield, admin_router, check_policy, document_user, keys_from, me_router, note_stranger
 from .asking import Clock, Parts, Pool, explained_to_askers
 from .coaching import coaching_router
 from .financial import financial_router
@@ -201,6 +201,7 @@ def create_app(parts: Parts, limits: Limits = LIMITS) -> FastAPI:
     for router in routers:
         app.router.routes.extend(router.routes)  # include_router would look at every router for every request
     check_policy(app.routes)
+    document_user(app.routes)
     app.add_middleware(BehavioralTrackingMiddleware, batcher=parts.batcher, capture=EventCapture(parts.clock))
     app.add_middleware(Shield, limits=limits)
     app.add_middleware(Measured, metrics=parts.metrics)
