@@ -105,7 +105,7 @@ def _made_up() -> sa.Engine:
             connection.execute(sa.insert(TABLES[table]), rows)
     return engine
 
-# %% ../../nbs/serving/manager.ipynb #dba698b9
+# %% ../../nbs/serving/manager.ipynb #3e58b965
 _FELL_BACK = ("the model could not answer", "the model gave no numbers", "had no answer for this person")
 _CARRY = frozenset({"chance", "confidence", "propensity", "point", "low80", "high80", "low95", "high95", "probabilities", "values", "fan"})
 
@@ -133,7 +133,7 @@ def unsound(answer) -> str:
     if not (fields := _fields(answer)):
         return "the answer is not a number" if _bad(answer) else ""
     for name, value in fields:
-        if name == "warnings" and (said := [w for w in value if any(f in w for f in _FELL_BACK)]):
+        if name == "warnings" and isinstance(value, tuple) and (said := [w for w in value if isinstance(w, str) and any(f in w for f in _FELL_BACK)]):
             return said[0]
         if name in _CARRY and _bad(value):
             return f"{name} is not a number"
@@ -175,7 +175,7 @@ def size_of(thing, most: int = 200_000) -> int:
         waiting += gc.get_referents(one)
     return found
 
-# %% ../../nbs/serving/manager.ipynb #e18b6aa7
+# %% ../../nbs/serving/manager.ipynb #3cba1bc0
 class ModelLoader:
     """Opens versions of models for the database behind `engine`."""
 
@@ -199,7 +199,7 @@ class ModelLoader:
         return Loaded(name, service, "model", version, _told(service).why, size_of(service) + graphs, monotonic() - begun)
 
     def rules(self, name: str) -> Loaded:
-        """What answers when no version can: the service by itself, which says why."""
+        """What answers when no version can wholly: the service by itself, which uses what can be used of the champion, or rules, and says why."""
         begun = monotonic()
         service = self.models[name].make(self.engine, self.artifacts, None)
         return Loaded(name, service, *_told(service), size_of(service), monotonic() - begun)
@@ -211,7 +211,7 @@ class ModelLoader:
                 self._person = _made_up()
             trial = self.models[name].make(self._person, self.artifacts, version)
             told = _told(trial)
-            if told.method != "model" or told.version != version:
+            if told.method != "model" or told.version != version or told.why:  # nor one of which a part cannot be used
                 raise LoadError(f"{name} {version} cannot be used: {told.why or told.version + ' answers in its place'}")
             if said := unsound(self.models[name].trial(trial, 1, TRIAL_DAY)):
                 raise LoadError(f"{name} {version} failed on trial: {said}")
