@@ -188,11 +188,11 @@ def parameters_of(data: Data, recipe: Recipe, version: str, model: GoalAchieveme
     return GoalParameters(version, recipe.as_of, usual, model.confidence.knots(), data.cases.base, months, fit_habits(data.ledgers, recipe.as_of),
                           tuple(seasons(data.ledgers, recipe.as_of).tolist()), _count(data.known), len(np.unique(data.known.user_id)))
 
-# %% ../../nbs/forecast/goal_training.ipynb #442249b4
-def _look(found: GoalCases, p: dict[str, np.ndarray], seed: int) -> Look:
-    """Scores and differences of the probabilities `p` on cases."""
+# %% ../../nbs/forecast/goal_training.ipynb #a448a982
+def _look(found: GoalCases, p: dict[str, np.ndarray], seed: int, votes=None) -> Look:
+    """Scores and differences of the probabilities `p` on cases; `votes` are those of the forest where its folds have curves of their own."""
     cases = _as_cases(found)
-    return Look(cases, p, {n: scores(cases, v, seed=seed) for n, v in p.items()}, {n: paired(cases, p[FOREST], v, seed=seed) for n, v in p.items() if n != FOREST},
+    return Look(cases, p, {n: scores(cases, v, seed=seed, order=votes if n == FOREST else None) for n, v in p.items()}, {n: paired(cases, p[FOREST], v, seed=seed) for n, v in p.items() if n != FOREST},
                 expected_calibration_error(cases, p[FOREST], seed=seed), _count(found), len(np.unique(found.user_id)))
 
 
@@ -213,7 +213,7 @@ def looks(data: Data, fitted: Fitted, recipe: Recipe, truth=None, say: Callable[
     in_time = {FOREST: fitted.early.predict(later.X), **{n: ahead(make, learn, later, NEUTRAL) for n, make in made.items()}, COUNTING: _counting(later.X)}
     say("judging across people")
     across = {FOREST: fitted.model.p_out, **{n: held_out(make, cases, NEUTRAL, seed=recipe.seed) for n, make in made.items()}, COUNTING: _counting(cases.X)}
-    return (_look(known.take(data.later), in_time | {n: v[data.later] for n, v in best.items()}, recipe.seed), _look(known, across | best, recipe.seed))
+    return (_look(known.take(data.later), in_time | {n: v[data.later] for n, v in best.items()}, recipe.seed), _look(known, across | best, recipe.seed, fitted.model.votes_out))
 
 # %% ../../nbs/forecast/goal_training.ipynb #6e24e17c
 def _groups(data: Data, look: Look, recipe: Recipe, at_least: int = 15) -> pl.DataFrame:

@@ -95,30 +95,34 @@ def calibration_error(y, p, weight, bins: int = 10) -> float:
     gap = np.bincount(place, weight[order] * (p[order] - y[order]), bins)
     return float(np.abs(gap).sum() / weight.sum())
 
-# %% ../../nbs/forecast/goals.ipynb #8e17a294
+# %% ../../nbs/forecast/goals.ipynb #f2575d81
 SCORES = ("accuracy", "auc", "brier", "skill", "calibration")
 
 
-def _scored(y, p, weight) -> tuple[float, ...]:
-    """The five scores."""
+def _scored(y, p, weight, order) -> tuple[float, ...]:
+    """The five scores; `order` is what AUC goes by."""
     base = np.average(y, weights=weight)
     brier = np.average((p - y) ** 2, weights=weight)
     worst = base * (1 - base)
-    return (float(np.average((p >= 0.5) == y, weights=weight)), auc(y, p, weight), float(brier), float(1 - brier / worst) if worst else np.nan,
+    return (float(np.average((p >= 0.5) == y, weights=weight)), auc(y, order, weight), float(brier), float(1 - brier / worst) if worst else np.nan,
             calibration_error(y, p, weight))
 
 
-def scores(cases: Cases, p, draws: int = 200, seed: int = 0) -> dict[str, Estimate]:
-    """Accuracy, AUC, Brier score, Brier skill (against the best constant in hindsight) and calibration error, with intervals over groups."""
+def scores(cases: Cases, p, draws: int = 200, seed: int = 0, order=None) -> dict[str, Estimate]:
+    """Accuracy, AUC, Brier score, Brier skill (against the best constant in hindsight) and calibration error, with intervals over groups.
+
+    `order`: the votes of which `p` are a rising curve, if each fold has a curve of its own: AUC then goes by the votes, since one curve changes no order.
+    """
     p, (groups, inverse) = np.asarray(p, float), np.unique(cases.group, return_inverse=True)
+    order = p if order is None else np.asarray(order, float)
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(draws):
         weight = cases.weight * np.bincount(rng.integers(0, len(groups), len(groups)), minlength=len(groups))[inverse]
         seen = weight > 0
-        drawn.append(_scored(cases.y[seen], p[seen], weight[seen]))
+        drawn.append(_scored(cases.y[seen], p[seen], weight[seen], order[seen]))
     with np.errstate(invalid="ignore"):
         low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0) if draws else np.full((2, 5), np.nan)
-    return {n: Estimate(v, float(a), float(b)) for n, v, a, b in zip(SCORES, _scored(cases.y, p, cases.weight), low, high, strict=True)}
+    return {n: Estimate(v, float(a), float(b)) for n, v, a, b in zip(SCORES, _scored(cases.y, p, cases.weight, order), low, high, strict=True)}
 
 
 def paired(cases: Cases, ours, theirs, draws: int = 1000, seed: int = 0) -> Estimate:
@@ -140,8 +144,8 @@ def expected_calibration_error(cases: Cases, p, draws: int = 100, seed: int = 0)
         found.append(calibration_error(u < p, np.asarray(p, float), cases.weight))
     return float(np.mean(found))
 
-# %% ../../nbs/forecast/goals.ipynb #9e1a7588
-_EDGE = 0.005  # no probability nearer to zero or one than this
+# %% ../../nbs/forecast/goals.ipynb #bb815a89
+_EDGE, _RISE = 0.005, 0.02  # no probability nearer to zero or one than this; the share of a straight line in a curve, so that it rises everywhere
 
 
 def _sigmoid(votes, y, weight) -> Callable:
@@ -164,7 +168,7 @@ def _isotonic(votes, y, weight) -> Callable:
 
 CURVES = {"none": lambda votes, y, weight: lambda v: np.asarray(v, float), "sigmoid": _sigmoid, "isotonic": _isotonic}
 
-# %% ../../nbs/forecast/goals.ipynb #d210115a
+# %% ../../nbs/forecast/goals.ipynb #5f4928d7
 class ProbabilityCalibrator:
     """Finds the curve from votes to probabilities, on votes of people the trees did not see."""
 
@@ -175,7 +179,8 @@ class ProbabilityCalibrator:
         self.kind = min(self.tried, key=self.tried.get)
         at = np.linspace(0, 1, 51)
         curve = CURVES[self.kind](self.votes, cases.y, cases.weight)
-        self.points = at, np.maximum.accumulate(np.clip(curve(at), _EDGE, 1 - _EDGE))  # votes that rise, probabilities that do not fall
+        level = np.maximum.accumulate(np.clip(curve(at), _EDGE, 1 - _EDGE))
+        self.points = at, (1 - _RISE) * level + _RISE * np.linspace(_EDGE, 1 - _EDGE, len(at))  # votes that rise, probabilities that rise with them
 
     def __getstate__(self):
         return {k: v for k, v in vars(self).items() if k not in ("cases", "votes", "out")}  # a file for researchers holds nobody's data
