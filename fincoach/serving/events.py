@@ -7,13 +7,13 @@ __all__ = ['VIEWS', 'VOCABULARY', 'CONTEXT', 'NECESSARY', 'MOST', 'AHEAD', 'BACK
            'Problem', 'EventError', 'parse', 'Decision', 'Event', 'uuid_of', 'moment_of', 'EventValidator',
            'manual_event', 'Refused', 'EventBatcher', 'Receipt', 'BehavioralEventService']
 
-# %% ../../nbs/serving/events.ipynb #0528c82a
+# %% ../../nbs/serving/events.ipynb #ae8ae83d
 import asyncio
 import json
 import re
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -167,7 +167,7 @@ def parse(body: bytes, several: bool = True) -> list[dict]:
         raise EventError(*(Problem(i, "body", "must be an object") for i in odd[:20]))
     return found
 
-# %% ../../nbs/serving/events.ipynb #32e40a64
+# %% ../../nbs/serving/events.ipynb #dcdb2761
 class Decision(NamedTuple):
     """What a step with money in mind was about: a row of `financial_decisions`."""
 
@@ -195,7 +195,6 @@ class Event(NamedTuple):
     timestamp: int
     created_at: int
     necessary: bool = False
-    page: str | None = None
     decision: Decision | None = None
     dropped: int = 0
 
@@ -222,15 +221,14 @@ def moment_of(value) -> int | None:
     except (ValueError, OverflowError):
         return None
 
-# %% ../../nbs/serving/events.ipynb #1c6300f1
+# %% ../../nbs/serving/events.ipynb #9fc28fee
 _ENVELOPE = frozenset(["event_id", "event_type", "timestamp", "session_id", "event_data", "context"])
 _MINUTES, _DAYS = AHEAD // timedelta(minutes=1), BACK // timedelta(days=1)
 
 
-def _compact(fields: dict) -> str:
-    return json.dumps(fields, separators=(",", ":"))
+_compact = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder each time
 
-# %% ../../nbs/serving/events.ipynb #7b166ebf
+# %% ../../nbs/serving/events.ipynb #cc112bd7
 class EventValidator:
     """Turns what an app sent into `Event`s, or says which field broke which rule."""
 
@@ -261,7 +259,7 @@ class EventValidator:
         kind = get("event_type")
         decision = Decision.of(data) if kind == "financial_decision" else None
         return Event(user_id, event_id, kind, _compact(data), session, _compact(context) if context else None, at, received,
-                     kind in NECESSARY, data.get("page"), decision, dropped + lost)
+                     kind in NECESSARY, decision, dropped + lost)
 
     def _fields(self, kind, fields, wrong: list) -> tuple[dict, int]:
         """The kept fields of an event of that type."""
@@ -325,7 +323,7 @@ class Refused(RuntimeError):
         super().__init__(why)
         self.retry_after = retry_after
 
-# %% ../../nbs/serving/events.ipynb #22ce0d3d
+# %% ../../nbs/serving/events.ipynb #27d00c39
 _COLUMNS = {"user_id": "bigint", "event_id": "text", "event_type": "text", "event_data": "text", "session_id": "text", "context": "text",
             "timestamp": "bigint", "created_at": "bigint"}
 _MOMENTS = frozenset(["timestamp", "created_at", "start_time", "end_time", "outcome_at"])
@@ -350,7 +348,7 @@ def _into(table: str, columns: Mapping[str, str], sqlite: bool, more: Mapping[st
 def _insert(sqlite: bool) -> str:
     return _into("behavioral_events", _COLUMNS, sqlite, {"necessary": "boolean"}) + """EXISTS (SELECT 1 FROM users u WHERE u.id = b.user_id)
     AND (b.necessary OR EXISTS (SELECT 1 FROM user_consents c WHERE c.user_id = b.user_id AND c.purpose = 'tracking' AND c.granted))
-    ON CONFLICT (user_id, event_id) DO NOTHING""" + ("" if sqlite else " RETURNING user_id, event_id")
+    ON CONFLICT (user_id, event_id) DO NOTHING"""
 
 
 def _reasons(sqlite: bool) -> str:
@@ -358,29 +356,34 @@ def _reasons(sqlite: bool) -> str:
     FROM {_batch(sqlite, {"user_id": "bigint", "event_id": "text"})} b LEFT JOIN users u ON u.id = b.user_id
     LEFT JOIN behavioral_events e ON e.user_id = b.user_id AND e.event_id = b.event_id"""
 
-# %% ../../nbs/serving/events.ipynb #739fd9c2
-_SESSION = {"user_id": "bigint", "session_id": "text", "start_time": "bigint", "end_time": "bigint", "actions_count": "integer", "pages_visited": "text"}
+# %% ../../nbs/serving/events.ipynb #3c48fa02
+_NEWEST = "SELECT coalesce(max(id), 0) FROM behavioral_events"
+_SINCE = "SELECT user_id, event_id FROM behavioral_events WHERE id > ?"
+_VISITS = "INSERT INTO user_sessions (user_id, session_id, start_time, end_time, actions_count, pages_visited) SELECT user_id, session_id, min(timestamp), max(timestamp), count(*), "
+_IN_ORDER = "FROM (SELECT * FROM {} WHERE session_id IS NOT NULL ORDER BY user_id, session_id, timestamp) s GROUP BY user_id, session_id "
+_AGAIN = """ON CONFLICT (user_id, session_id) DO UPDATE SET actions_count = user_sessions.actions_count + excluded.actions_count,
+    start_time = CASE WHEN excluded.start_time < user_sessions.start_time THEN excluded.start_time ELSE user_sessions.start_time END,
+    end_time = CASE WHEN excluded.end_time < user_sessions.end_time THEN user_sessions.end_time ELSE excluded.end_time END,
+    pages_visited = CASE WHEN excluded.pages_visited = '[]' OR length(user_sessions.pages_visited) > 4000 THEN user_sessions.pages_visited
+        WHEN user_sessions.pages_visited = '[]' THEN excluded.pages_visited
+        ELSE substr(user_sessions.pages_visited, 1, length(user_sessions.pages_visited) - 1) || ',' || substr(excluded.pages_visited, 2) END"""
 
 
-def _sessions(sqlite: bool) -> str:
-    old, new = "user_sessions", "excluded"
-    return _into(old, _SESSION, sqlite) + f"""true ON CONFLICT (user_id, session_id) DO UPDATE SET actions_count = {old}.actions_count + {new}.actions_count,
-    start_time = CASE WHEN {new}.start_time < {old}.start_time THEN {new}.start_time ELSE {old}.start_time END,
-    end_time = CASE WHEN {new}.end_time < {old}.end_time THEN {old}.end_time ELSE {new}.end_time END,
-    pages_visited = CASE WHEN {new}.pages_visited = '[]' OR length({old}.pages_visited) > 4000 THEN {old}.pages_visited
-        WHEN {old}.pages_visited = '[]' THEN {new}.pages_visited
-        ELSE substr({old}.pages_visited, 1, length({old}.pages_visited) - 1) || ',' || substr({new}.pages_visited, 2) END"""
+def _sessions() -> str:
+    """For SQLite: what the rows after a number add to the sessions."""
+    page = "json_extract(event_data, '$.page')"
+    new = _IN_ORDER.format("(SELECT * FROM behavioral_events WHERE id > ?)")
+    return f"{_VISITS} json_group_array({page}) FILTER (WHERE {page} IS NOT NULL) {new} {_AGAIN}"
 
 
-def _sessions_of(events: Sequence[Event]) -> list[tuple]:
-    """What a batch adds to the sessions in it, in a fixed order, so that two writers cannot wait for each other in a circle."""
-    found: dict = {}
-    for e in sorted((e for e in events if e.session_id), key=lambda e: e.timestamp):
-        begin, _, count, pages = found.get((e.user_id, e.session_id), (e.timestamp, 0, 0, ()))
-        found[e.user_id, e.session_id] = begin, e.timestamp, count + 1, (*pages, e.page) if e.page and len(pages) < 100 else pages
-    return [(*key, begin, end, count, json.dumps(pages)) for key, (begin, end, count, pages) in sorted(found.items())]
+def _insert_with_sessions() -> str:
+    """For PostgreSQL: the events and what they add to the sessions; gives back which were stored."""
+    page = "event_data::json ->> 'page'"
+    pages = f"coalesce((json_agg({page} ORDER BY timestamp) FILTER (WHERE {page} IS NOT NULL))::text, '[]')"
+    return f"""WITH stored AS ({_insert(False)} RETURNING *), visits AS ({_VISITS} {pages} {_IN_ORDER.format("stored")} {_AGAIN})
+    SELECT user_id, event_id FROM stored"""
 
-# %% ../../nbs/serving/events.ipynb #d23a8dcb
+# %% ../../nbs/serving/events.ipynb #6e12a9e3
 _DECISION = {"user_id": "bigint", "decision_type": "text", "amount_minor": "bigint", "currency": "text", "category_id": "bigint", "context": "text",
              "outcome": "text", "outcome_at": "bigint", "timestamp": "bigint", "created_at": "bigint"}
 
@@ -389,18 +392,19 @@ def _decisions(sqlite: bool) -> str:
     return _into("financial_decisions", _DECISION, sqlite) + "true"
 
 
-def _decisions_of(events: Sequence[Event]) -> list[tuple]:
-    """The rows of `financial_decisions` that a batch makes."""
+def _decisions_of(events: Iterable[Event]) -> list[tuple]:
+    """The rows of `financial_decisions` that events with a decision make."""
     return [(e.user_id, d.kind, d.amount_minor, d.currency, d.category_id, _compact({"event_id": e.event_id}), d.outcome,
-             e.timestamp if d.outcome else None, e.timestamp, e.created_at) for e in events if (d := e.decision) is not None]
+             e.timestamp if d.outcome else None, e.timestamp, e.created_at) for e in events for d in [e.decision]]
 
-# %% ../../nbs/serving/events.ipynb #7fec69d9
+# %% ../../nbs/serving/events.ipynb #4edeff69
 class _Writer:
     """The connection on which events are written; for one thread."""
 
     def __init__(self, engine: sa.Engine, patience: float):
         self.engine, self.patience, self.sqlite, self.raw = engine, patience, engine.dialect.name == "sqlite", None
-        self.insert, self.reasons, self.sessions, self.decisions = (make(self.sqlite) for make in (_insert, _reasons, _sessions, _decisions))
+        self.insert = _insert(True) if self.sqlite else _insert_with_sessions()
+        self.sessions, self.reasons, self.decisions = _sessions(), _reasons(self.sqlite), _decisions(self.sqlite)
 
     def open(self) -> None:
         """A connection of its own, on which a commit is on the disk and nothing waits for ever."""
@@ -426,7 +430,7 @@ class _Writer:
 
     def run(self, statement: str, rows: Sequence):
         """The cursor, after the statement; `rows` are its batch."""
-        return self.cursor.execute(statement, (json.dumps(rows, separators=(",", ":")),))
+        return self.cursor.execute(statement, (_compact(rows),))
 
     def write(self, events: Sequence[Event]) -> list[str]:
         """Stores the events in one transaction; what became of each: stored, repeated, unwanted (no consent) or unknown (nobody has that id)."""
@@ -438,20 +442,16 @@ class _Writer:
             self.close()
             raise
 
-# %% ../../nbs/serving/events.ipynb #b5e4328e
-_NEWEST = "SELECT coalesce(max(id), 0) FROM behavioral_events"
-_SINCE = "SELECT user_id, event_id FROM behavioral_events WHERE id > ?"
-
-
+# %% ../../nbs/serving/events.ipynb #61dc0301
 def _stored(writer: _Writer, rows: Sequence[Event]) -> set[tuple[int, str]]:
-    """Puts rows, none of them twice, into the table; the (user_id, event_id) of those that were not there, and may be."""
+    """Puts rows, none of them twice, into the tables; the (user_id, event_id) of those that were not there, and may be."""
     batch = [e[:9] for e in rows]
     if not writer.sqlite:
         return set(writer.run(writer.insert, batch).fetchall())
     (newest,) = writer.cursor.execute(_NEWEST).fetchone()
-    if writer.run(writer.insert, batch).rowcount == len(rows):
-        return {(e.user_id, e.event_id) for e in rows}
-    return set(writer.cursor.execute(_SINCE, (newest,)).fetchall())
+    whole = writer.run(writer.insert, batch).rowcount == len(rows)
+    writer.cursor.execute(writer.sessions, (newest,))
+    return {(e.user_id, e.event_id) for e in rows} if whole else set(writer.cursor.execute(_SINCE, (newest,)).fetchall())
 
 
 def _written(writer: _Writer, events: Sequence[Event]) -> list[str]:
@@ -465,9 +465,8 @@ def _written(writer: _Writer, events: Sequence[Event]) -> list[str]:
     stored = _stored(writer, rows)
     rest = [(e.user_id, e.event_id) for e in rows if (e.user_id, e.event_id) not in stored] if len(stored) < len(rows) else []
     why = {rest[n]: said for n, said in writer.run(writer.reasons, rest).fetchall()} if rest else {}
-    for make, statement in ((_sessions_of, writer.sessions), (_decisions_of, writer.decisions)):
-        if stored and (found := make([e for e in rows if not rest or (e.user_id, e.event_id) in stored])):
-            writer.run(statement, found)
+    if found := _decisions_of(e for e in rows if e.decision is not None and (e.user_id, e.event_id) in stored):
+        writer.run(writer.decisions, found)
     writer.raw.commit()
     if not why and len(rows) == len(events):
         return ["stored"] * len(rows)
@@ -616,7 +615,7 @@ class _Delivery(threading.Thread):
         self.tally.add({"failures": 1, "refused": refused, "lost": self.queue.back(tracked)})
         _tell([(t, Refused(self.trouble)) for t in tickets])
 
-# %% ../../nbs/serving/events.ipynb #55ca3ec7
+# %% ../../nbs/serving/events.ipynb #1d78c7cb
 _FULL = "too many events are waiting: send them again in a moment"
 _SLOW = "the database did not answer in time: send the events again, they are stored once"
 _CLOSED = "the server is stopping: send the events again"
@@ -649,7 +648,12 @@ class _Entrance:
         self.tally.add({"refused": len(ticket.events)})
         return Refused(self.thread.trouble or why)
 
-# %% ../../nbs/serving/events.ipynb #87d7b476
+    def expire(self, ticket: _Ticket) -> None:
+        """Tells whoever awaits the ticket that it takes too long."""
+        if not ticket.future.done():
+            ticket.future.set_exception(self.refused(ticket))
+
+# %% ../../nbs/serving/events.ipynb #565f3170
 class EventBatcher:
     """Writes events in the background, many in one commit, and tells each sender when theirs are on the disk.
 
@@ -679,11 +683,11 @@ class EventBatcher:
         """`put` for a coroutine: other coroutines run meanwhile."""
         loop = asyncio.get_running_loop()
         ticket = self._in.enter(_Ticket(events, loop.create_future(), loop))
+        timer = loop.call_later(self._in.patience, self._in.expire, ticket)  # asyncio.timeout costs three times as much
         try:
-            async with asyncio.timeout(self._in.patience):
-                return await ticket.future
-        except TimeoutError:
-            raise self._in.refused(ticket) from None
+            return await ticket.future
+        finally:
+            timer.cancel()
 
     def offer(self, event: Event) -> bool:
         """Leaves a tracked event for later and returns at once; False if there was no room, which is counted as lost."""
@@ -706,7 +710,7 @@ class EventBatcher:
             self._in.thread.join(timeout)
         return not self._in.thread.is_alive()
 
-# %% ../../nbs/serving/events.ipynb #9b6eb488
+# %% ../../nbs/serving/events.ipynb #bdf4246e
 class Receipt(NamedTuple):
     """What became of a post: how many events are on the disk now, were there before, were not wanted (no consent), and how many fields were dropped."""
 
@@ -724,8 +728,7 @@ def _receipt(events: Sequence[Event], said: Sequence[str]) -> Receipt:
     """The verdicts in numbers; a `DatabaseError` if the person is not there."""
     if "unknown" in said:
         raise DatabaseError(f"there is nobody with the id {events[0].user_id} in the database")
-    count = Counter(said)
-    return Receipt(count["stored"], count["repeated"], count["unwanted"], sum(e.dropped for e in events))
+    return Receipt(said.count("stored"), said.count("repeated"), said.count("unwanted"), sum(e.dropped for e in events))
 
 # %% ../../nbs/serving/events.ipynb #f4b18930
 class BehavioralEventService:
