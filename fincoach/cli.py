@@ -466,20 +466,21 @@ def _token(args, settings: Settings) -> Outcome:
     token = make_token(keys_from(os.environ), args.user, time.time(), args.role, args.hours)
     return Outcome({"token": token, "role": args.role, "hours": args.hours}, token)
 
-# %% ../nbs/cli.ipynb #15287b1f
+# %% ../nbs/cli.ipynb #d4e43403
 def _rights(args, settings: Settings) -> Outcome:
     """export | consent | erase | anonymise, of a person; resume (erasures that were cut off) | audit (is the log as it was written?)."""
     from datetime import UTC, datetime
 
     from fincoach.data import rights
     from fincoach.data.database import find_user
+    from fincoach.serving.forgetting import forget_person
 
     engine, now = _engine(args, settings), datetime.now(UTC)
     places = rights.Places(settings.work, settings.reports, settings.artifacts)
     if args.right == "audit":
         return _audited(engine, settings)
     if args.right == "resume":
-        done = rights.resume_erasures(engine, places, now)
+        done = rights.resume_erasures(engine, places, now, forget_person)
         return Outcome({"done": [e._asdict() for e in done]}, "\n".join(map(_erased, done)) or "nothing was left to do")
     if not args.user:
         raise Refusal(f"whose? `fincoach rights {args.right}` needs a person", "add the name the person has in your system", 2)
@@ -494,16 +495,17 @@ def _rights(args, settings: Settings) -> Outcome:
     if not args.yes:
         raise Refusal(f"this cannot be undone: {args.user}", f"repeat it with --yes to {args.right}", 2)
     act = rights.erase_person if args.right == "erase" else rights.anonymise_person
-    done = act(engine, user, places, now)
+    done = act(engine, user, places, now, forget_person)
     return Outcome(done._asdict(), _erased(done))
 
-# %% ../nbs/cli.ipynb #12cfd8d3
+# %% ../nbs/cli.ipynb #a312860e
 def _erased(done) -> str:
     """What an erasure did, in words."""
     more = [] if done.name_sought else ["the name is too short, or a number: reports were not searched for it"]
     if done.models:
-        more.append("versions trained on the person are named in marks.json beside champions.json: run `fincoach retrain`, then delete them")
-    head = f"{done.kind} done: {sum(done.tables.values()):,} rows of {len(done.tables)} tables, {done.snapshots} snapshots, {done.rows} rows and {done.files} names in files; {done.models} versions marked"
+        more.append(f"{done.models} versions were trained on the person, or may have been: marks.json beside champions.json names them; run `fincoach retrain`, then delete them")
+    rows = f"{sum(done.tables.values()):,} rows of {len(done.tables)} tables, {done.snapshots} snapshots, {done.rows} rows and {done.files} names in files"
+    head = f"{done.kind} done: {rows}, {done.versions} versions of models that held a row"
     return "\n  ".join([head, *more])
 
 

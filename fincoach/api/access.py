@@ -9,7 +9,7 @@ __all__ = ['SECRET', 'PUBLIC', 'AUDIENCE', 'ISSUER', 'ROLES', 'LIMITS', 'FRESH',
            'document_user', 'note_stranger', 'check_policy', 'depth', 'Shield', 'network', 'Consent', 'Revocation',
            'Erasures', 'me_router', 'admin_router', 'revoke']
 
-# %% ../../nbs/api/access.ipynb #fa79f0a2
+# %% ../../nbs/api/access.ipynb #a4738bc7
 import asyncio
 import hashlib
 import ipaddress
@@ -39,6 +39,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from ..data import audit, rights
 from ..data.database import DatabaseError, explained, reading
 from ..data.tables import TABLES
+from ..serving.artifacts import ArtifactError
+from ..serving.forgetting import forget_person
 
 # %% ../../nbs/api/access.ipynb #3ec77c2c
 class AccessError(RuntimeError):
@@ -678,7 +680,7 @@ def _with_headers(send, secure: bool):
 
     return with_headers
 
-# %% ../../nbs/api/access.ipynb #c1b70cfb
+# %% ../../nbs/api/access.ipynb #48fbc0f0
 _Confirm = Annotated[str, Query(max_length=128, description="The person's name, once more.")]
 
 
@@ -715,8 +717,8 @@ class Erasures:
 
     def _resume(self) -> list[rights.Erased]:
         try:
-            return rights.resume_erasures(self.access.engine, self.places, _moment(self.access.now))
-        except (DatabaseError, OSError):
+            return rights.resume_erasures(self.access.engine, self.places, _moment(self.access.now), forget_person)
+        except (DatabaseError, OSError, ArtifactError):
             self.failed += 1
             return []
 
