@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from ..data.database import DatabaseError, end_of_day, explained
 from ..data.tables import from_micros, to_micros
 
-# %% ../../nbs/serving/cache.ipynb #4da6de88
+# %% ../../nbs/serving/cache.ipynb #2910d6c6
 LIFETIMES = {"spending": timedelta(hours=24), "health": timedelta(hours=24), "goal": timedelta(days=7), "segment": timedelta(hours=24), "habits": timedelta(hours=24)}
 
 
@@ -40,7 +40,6 @@ class Question(NamedTuple):
     feature_version: str  # at most 64 characters: the form of the answer and of what it is made from
     subject: str = ""  # what it is about, such as a goal's number: at most 64 characters
     segment_id: int = -1
-    tables: tuple[str, ...] = ()
 
 # %% ../../nbs/serving/cache.ipynb #27f673c7
 _STATE = """SELECT u.timezone, r.revision, (SELECT revision FROM user_revisions WHERE user_id = 0)
@@ -262,13 +261,13 @@ class _Inline:
         with self._lock:
             self._shut()
 
-# %% ../../nbs/serving/cache.ipynb #e041aeb7
+# %% ../../nbs/serving/cache.ipynb #f7a0089b
 _MANY = "SELECT user_id, revision FROM user_revisions WHERE user_id = ANY(%s)"
 _GIVEN_UP, _AT_MOST = 10.0, 10_000  # seconds after which a question that hangs gets a thread and a connection anew; people in one question
 
 
-class _Gathered:
-    """Revisions from PostgreSQL, read by a thread for all who wait."""
+class _Queue:
+    """The part of `_Gathered` where callers wait."""
 
     waits = True
 
@@ -302,6 +301,18 @@ class _Gathered:
 
     def _late(self) -> DatabaseError:
         return DatabaseError(f"the database did not answer within {self.budget:g} seconds: try again later")
+
+    def close(self):
+        """Let the thread end."""
+        with self._lock:
+            if self._thread is not None:
+                self._waiting.put(None)
+                self._thread.join(1.0)
+                self._thread = None
+
+# %% ../../nbs/serving/cache.ipynb #ee092db5
+class _Gathered(_Queue):
+    """Revisions from PostgreSQL, read by a thread for all who wait."""
 
     def _work(self, waiting: queue.SimpleQueue):
         """Ask for all who wait, again and again, until there is a successor or nothing more to ask."""
@@ -348,14 +359,6 @@ class _Gathered:
             if fresh:
                 raise
         return self._asked(None, users)
-
-    def close(self):
-        """Let the thread end."""
-        with self._lock:
-            if self._thread is not None:
-                self._waiting.put(None)
-                self._thread.join(1.0)
-                self._thread = None
 
 # %% ../../nbs/serving/cache.ipynb #5adc773e
 class _Entry(NamedTuple):
@@ -568,14 +571,9 @@ class _Making(_Giving):
         """Keep ready bytes in memory."""
         self._memory.put(question, _Entry(body, state, made_at, expires_at, monotonic() + (expires_at - now).total_seconds(), question.model_version))
 
-# %% ../../nbs/serving/cache.ipynb #48fafb07
-class PredictionCache(_Making):
-    """Kept answers above a database: ready bytes in memory, then the table `prediction_cache`, then whoever makes the answer.
-
-    `most_bytes` bounds the memory. `budget` is how many seconds PostgreSQL may take to say whether an answer holds. Nothing is given as fresh that was not
-    checked against the database at that moment. It may be shared between threads and an event loop. Raises `DatabaseError` for a database that cannot be
-    asked or a person who is not there.
-    """
+# %% ../../nbs/serving/cache.ipynb #23652765
+class _Answering(_Making):
+    """The part of the cache that is asked."""
 
     def answer(self, question: Question, now: datetime, make: Callable[[], dict | Made], lifetime: timedelta | None = None, stale_ok: bool = False) -> Kept:
         """The kept answer, or what `make()` answers, which is made once for all who ask at the same time, and kept. What `make` raises, all get.
@@ -631,6 +629,15 @@ class PredictionCache(_Making):
             self._flights.land(key, flight, error=error)
             if not isinstance(error, Exception):
                 raise
+
+# %% ../../nbs/serving/cache.ipynb #127b5036
+class PredictionCache(_Answering):
+    """Kept answers above a database: ready bytes in memory, then the table `prediction_cache`, then whoever makes the answer.
+
+    `most_bytes` bounds the memory. `budget` is how many seconds PostgreSQL may take to say whether an answer holds. Nothing is given as fresh that was not
+    checked against the database at that moment. It may be shared between threads and an event loop. Raises `DatabaseError` for a database that cannot be
+    asked or a person who is not there.
+    """
 
     def warm(self, wanted: Iterable[tuple[Question, Callable[[], dict | Made]]], now: datetime) -> dict[str, int]:
         """Have answers made before they are asked for: how many were made, were there, and failed."""

@@ -392,7 +392,7 @@ class Lineup:
         """
         return self._manager._ask(self, model, call, budget_s)
 
-# %% ../../nbs/serving/manager.ipynb #7acde5ed
+# %% ../../nbs/serving/manager.ipynb #ae4b456c
 class _Following:
     """The part of the manager that follows champions.json."""
 
@@ -431,6 +431,10 @@ class _Following:
         elif now >= self._again and self._refused:
             self._again = now + self.retry_every
             self._follow(self._plan)
+
+# %% ../../nbs/serving/manager.ipynb #06165f4b
+class _Placing(_Following):
+    """The part of the manager that fills the places of the next lineup."""
 
     def _allowed(self, name: str, said: Serving) -> Serving:
         """What is to serve, without what this process has taken back."""
@@ -482,27 +486,9 @@ class _Following:
         else:
             self._pending.add((name, want.canary, True))
 
-# %% ../../nbs/serving/manager.ipynb #d477ac9c
-class _Opening(_Following):
-    """The part of the manager that opens what is to serve."""
-
-    def _first(self, place: _Place) -> Served:
-        """Who answers in a place that is asked for the first time: its version, else the newest earlier one that opens, else rules."""
-        name, want = place.name, place.wanted
-        for version in [want.version, *reversed(want.previous)] if want.version else []:
-            try:
-                found = self.registry.get(name, version) or self.loader.load(name, version)
-            except LoadError as error:
-                with self._lock:
-                    self._refuse(name, version, False, str(error))
-                continue
-            self.registry.put(found, self._in_use() | {(name, version)})
-            return _served(found, self._why(name, want, version))
-        return _served(self.loader.rules(name))
-
-    def _why(self, name: str, want: Serving, version: str) -> str:
-        """Why another version than the champion answers."""
-        return "" if version == want.version else f"{self._refused.get((name, want.version, False), '')}; {version} answers in its place"
+# %% ../../nbs/serving/manager.ipynb #d32ec2e9
+class _Changing(_Placing):
+    """The part of the manager that makes the next lineup, and notes what changed."""
 
     def _take_place(self, name: str, want: Serving, found: Loaded, canary: bool = False):
         """Let an open version serve from the next lineup on."""
@@ -518,26 +504,6 @@ class _Opening(_Following):
             self._refused[name, version, canary] = why
             there = self._places.get(name)
             self._tell("refused", name, version, there.served.version if there and there.served else "", why)
-
-    def _open_pending(self):
-        """Open what is waited for, one after the other, and let it serve if it still is to."""
-        while True:
-            with self._lock:
-                if not self._pending or self._closed:
-                    self._opening = False
-                    return
-                name, version, canary = self._pending.pop()
-            try:
-                found = self.loader.load(name, version)
-            except LoadError as error:
-                with self._lock:
-                    self._refuse(name, version, canary, str(error))
-                continue
-            with self._lock:
-                self.registry.put(found, self._in_use() | {(name, version)})
-                if (want := self._wanted[name]) and version == (want.canary if canary else want.version):
-                    self._take_place(name, want, found, canary)
-                    self._publish()
 
     def _in_use(self) -> set[tuple[str, str]]:
         """The versions of the lineup."""
@@ -560,12 +526,54 @@ def _served(found: Loaded, why: str = "") -> Served:
     """Who answers, from an open version."""
     return Served(found.name, found.version, found.service, False, found.method, why or found.why)
 
-# %% ../../nbs/serving/manager.ipynb #f66409e3
+# %% ../../nbs/serving/manager.ipynb #8c78edd4
+class _Opening(_Changing):
+    """The part of the manager that opens what is to serve."""
+
+    def _first(self, place: _Place) -> Served:
+        """Who answers in a place that is asked for the first time: its version, else the newest earlier one that opens, else rules."""
+        name, want = place.name, place.wanted
+        for version in [want.version, *reversed(want.previous)] if want.version else []:
+            try:
+                found = self.registry.get(name, version) or self.loader.load(name, version)
+            except LoadError as error:
+                with self._lock:
+                    self._refuse(name, version, False, str(error))
+                continue
+            self.registry.put(found, self._in_use() | {(name, version)})
+            return _served(found, self._why(name, want, version))
+        return _served(self.loader.rules(name))
+
+    def _why(self, name: str, want: Serving, version: str) -> str:
+        """Why another version than the champion answers."""
+        return "" if version == want.version else f"{self._refused.get((name, want.version, False), '')}; {version} answers in its place"
+
+    def _open_pending(self):
+        """Open what is waited for, one after the other, and let it serve if it still is to."""
+        while True:
+            with self._lock:
+                if not self._pending or self._closed:
+                    self._opening = False
+                    return
+                name, version, canary = self._pending.pop()
+            try:
+                found = self.loader.load(name, version)
+            except LoadError as error:
+                with self._lock:
+                    self._refuse(name, version, canary, str(error))
+                continue
+            with self._lock:
+                self.registry.put(found, self._in_use() | {(name, version)})
+                if (want := self._wanted[name]) and version == (want.canary if canary else want.version):
+                    self._take_place(name, want, found, canary)
+                    self._publish()
+
+# %% ../../nbs/serving/manager.ipynb #05b4fc83
 _ASKERS = (DatabaseError, ServiceError)  # about the database or the question, never about a version
 
 
 class _Guarding(_Opening):
-    """The part of the manager that asks, and takes versions back."""
+    """The part of the manager that asks."""
 
     def _ask(self, lineup: Lineup, name: str, call: Callable, budget: float | None) -> Asked:
         """See `Lineup.ask`."""
@@ -619,6 +627,10 @@ class _Guarding(_Opening):
             return None, f"no answer within {seconds:g} seconds" if late else f"{type(error).__name__}: {str(error)[:200]}", None if late else error
         return answer, unsound(answer), None
 
+# %% ../../nbs/serving/manager.ipynb #555c022c
+class _TakingBack(_Guarding):
+    """The part of the manager that takes versions back."""
+
     def _failed(self, served: Served, fault: str) -> Event | None:
         """Count a failure; after too many the version is taken back, here at once, and in champions.json soon after."""
         name, version = served.name, served.version
@@ -642,8 +654,8 @@ class _Guarding(_Opening):
         """Write to champions.json that a version was taken back."""
         self._unwritten[name] = self.updater.take_back(name, version, canary, why)
 
-# %% ../../nbs/serving/manager.ipynb #48c29c0a
-class EnhancedModelManager(_Guarding):
+# %% ../../nbs/serving/manager.ipynb #276b863c
+class EnhancedModelManager(_TakingBack):
     """Serves every model of `models` from a database (URL or engine) and a folder of artifacts, and follows what champions.json says.
 
     `lineup()` is what a request takes. At most `most` versions are open, of `most_bytes` in all, beside those that serve. champions.json is looked at every
