@@ -105,7 +105,7 @@ class _Sessions:
             self.held.popitem(last=False)
         return name
 
-# %% ../../nbs/api/tracking.ipynb #cc419869
+# %% ../../nbs/api/tracking.ipynb #5c55d08d
 class EventCapture:
     """Turns an answered request of a person about themselves into an `Event`. `clock()` gives the moment, in UTC."""
 
@@ -132,8 +132,11 @@ class EventCapture:
             return None
         at = to_micros(self.clock())
         about = f',"{number[0]}":{int(number[1])}' if number and len(number[1]) < 13 else ""
-        told = next((v for k, v in scope["headers"] if k == b"x-session-id"), None)
-        session = (told and uuid_of(told.decode("latin-1"))) or self.sessions.of(person.user_id, now)
+        session = None
+        for header, value in scope["headers"]:
+            if header == b"x-session-id":
+                session = uuid_of(value.decode("latin-1"))
+        session = session or self.sessions.of(person.user_id, now)
         data = f'{{"outcome":"{outcome}","milliseconds":{min(600_000, int(1000 * (now - begun)))}{about}}}'
         return Event(person.user_id, _number(), name, data, session, None, at, at)
 
