@@ -479,8 +479,10 @@ def test_what_always_holds_of_due_dates(rows, later):
 def payments(f, user):
     """The payments of one person in frames."""
     mine, zone = f["transactions"].filter(pl.col("user_id") == user), f["users"].filter(pl.col("id") == user)["timezone"].item()
+    each = mine.select("currency", "merchant", "account").rows()
+    texts = list(dict.fromkeys(each))
     return PersonPayments(user, zone, mine["id"].to_numpy(), mine["occurred_at"].to_physical().to_numpy(), mine["amount_minor"].to_numpy(),
-                          mine["category_id"].to_numpy(), *(mine[c].to_list() for c in ("currency", "merchant", "account")))
+                          mine["category_id"].to_numpy(), np.array([texts.index(t) for t in each], np.int64), texts)
 
 
 @settings(max_examples=25, deadline=None)
@@ -502,7 +504,7 @@ def test_one_person_with_instalments_raises_and_other_clocks():
         alone = person_streams(payments(f, 1), date(2025, 7, 26)).streams
         assert len(alone) == 3
         assert alone.equals(detect_spending_cycles(f, date(2025, 7, 26)).streams)
-    none = PersonPayments(1, "UTC", *[np.empty(0, np.int64)] * 4, [], [], [])
+    none = PersonPayments(1, "UTC", *[np.empty(0, np.int64)] * 5, [])
     assert person_streams(none, date(2025, 7, 26)).streams.schema == alone.schema
     with pytest.raises(ValueError, match="unknown time zone 'Mars'"):
         person_streams(none._replace(timezone="Mars"), date(2025, 7, 26))
@@ -609,3 +611,17 @@ def test_known_dues_in_other_currencies_are_left_out():
     assert known_dues(f, mondays).sum() > 0
     f["transactions"] = f["transactions"].with_columns(currency=pl.lit("CHF"))
     assert known_dues(f, mondays).sum() == 0
+
+
+@pytest.mark.parametrize("step", [7, 14, 28])
+def test_what_is_overdue_is_never_expected_in_the_past(step):
+    """A payment by weeks that does not come, day after day: the next date is ahead, and the first due date, until the stream has ended."""
+    rows = every(step, -4_500, "Cleaner", date(2025, 1, 7), 12)
+    for late in range(4 * step):
+        as_of = rows[-1][1] + timedelta(days=step + late)
+        found = detect_spending_cycles(frames(rows), as_of)
+        s = found.streams.to_dicts()[0]
+        coming = dues(found, as_of, as_of + timedelta(days=60))["day"].to_list()
+        assert (s["status"] == "ended") == (s["next_date"] is None) == (coming == []), late
+        assert s["status"] == "ended" or as_of < s["next_date"] == coming[0], late
+    assert s["status"] == "ended"

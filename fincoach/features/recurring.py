@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['RHYTHMS', 'Rhythm', 'PersonPayments', 'RecurringStreams', 'detect_spending_cycles', 'payments_of', 'read_streams',
-           'person_streams', 'dues', 'due_weeks', 'dues_ahead', 'known_dues', 'warm']
+           'person_streams', 'Stream', 'each', 'Coming', 'coming', 'dues', 'due_weeks', 'dues_ahead', 'known_dues',
+           'warm']
 
-# %% ../../nbs/features/recurring.ipynb #a1771f21
+# %% ../../nbs/features/recurring.ipynb #c92016fa
 import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cached_property
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -220,7 +222,7 @@ def _may_be(kind, days):
             close += 1
     return close > 0 and 2 * close >= n - 1
 
-# %% ../../nbs/features/recurring.ipynb #4c49d32d
+# %% ../../nbs/features/recurring.ipynb #6a383494
 _WEEKEND_OUT, _WEEKEND_IN = (-1.5, -0.3, 0.0), (0.0, -0.7, -1.5)  # log odds of shift -1, 0, 1 before anything is seen
 _RARE = -np.log(np.array([0.05, 0.05, 0.02, 0.02, 0.6, 0.03, 0.1, 0.03, 0.1]))  # how common each rhythm is among streams, roughly
 
@@ -232,20 +234,20 @@ def _cost(kind):
 
 
 @compiled
-def _try(kind, anchor, other, income, days, before, least, dates, best):
-    """Try one anchor with each weekend rule; `best` is (evidence, kind, anchor, other, shift, first, last) so far."""
-    cost = _cost(kind)
-    for shift in range(-1, 2):
-        if kind < _SEMI and shift:
-            continue
-        prior = 0.0 if kind < _SEMI else (_WEEKEND_IN[shift + 1] if income else _WEEKEND_OUT[shift + 1])
-        value, first, last = _life(kind, anchor, other, shift, days, before, max(least, best[0]) + cost - prior, dates)
-        value += prior - cost
-        if value > best[0]:
-            best = (value, kind, anchor, other, shift, first, last)
-    return best
+def _prior(kind, shift, income):
+    """What is thought of a weekend rule before anything is seen."""
+    return 0.0 if kind < _SEMI else _WEEKEND_IN[shift + 1] if income else _WEEKEND_OUT[shift + 1]
 
-# %% ../../nbs/features/recurring.ipynb #f787d678
+
+@compiled
+def _try(kind, anchor, other, shift, income, days, before, least, dates, best):
+    """Try a calendar; `best` is (evidence, kind, anchor, other, shift, first, last) so far."""
+    cost, prior = _cost(kind), _prior(kind, shift, income)
+    value, first, last = _life(kind, anchor, other, shift, days, before, max(least, best[0]) + cost - prior, dates)
+    value += prior - cost
+    return (value, kind, anchor, other, shift, first, last) if value > best[0] else best
+
+# %% ../../nbs/features/recurring.ipynb #8c40761b
 @compiled
 def _most(kind, days):
     """More than the evidence of any calendar of a rhythm over sorted days, from their number and from how close they lie.
@@ -259,6 +261,89 @@ def _most(kind, days):
         most = max(most, now)
     return min(len(days) * hit, most + hit + (hit - _EXTRA) * slack / period) - _cost(kind) + 1e-6
 
+# %% ../../nbs/features/recurring.ipynb #d8c88767
+@compiled
+def _table(days, found, before):
+    """(number of the first month, (3, 32, months) due days from 16 days before the first on, gaps to the nearest payment) for the days of the month in `found`."""
+    base, length = days[0] - 16, len(before)
+    near = np.full(length, 99, np.int64)
+    for at in range(1, length):
+        near[at] = 0 if before[at] < before[min(at + 1, length - 1)] else near[at - 1] + 1
+    for at in range(length - 2, -1, -1):
+        near[at] = min(near[at], near[at + 1] + 1)
+    month = _month_of(days[0]) - 1
+    months = _month_of(days[-1]) + 2 - month
+    due, gap = np.empty((3, 32, months), np.int64), np.empty((3, 32, months), np.int64)
+    for a in range(1, 32):
+        for m in range(months if found[a] else 0):
+            begin, following = _STARTS[month + m], _STARTS[month + m + 1]
+            day = begin + min(a, following - begin) - 1
+            over = max((day + 3) % 7 - 4, 0)  # 1 on a Saturday, 2 on a Sunday
+            for shift in range(3):
+                at = day - base + (0 if not over or shift == 1 else -over if shift == 0 else 3 - over)
+                due[shift, a, m] = at
+                gap[shift, a, m] = near[at] if 0 <= at < length else 99
+    return month, due, gap
+
+
+@compiled
+def _hope(kind, start, due, gap, due_b, gap_b, before):
+    """More than the evidence of any stretch of a calendar, whose due days and gaps are `due` and `gap` (twice a month: and those of the second day)."""
+    semi, months, end, reach = kind == _SEMI, len(due), len(before) - 1, _REACH[kind]
+    step = 1 if semi else _MONTHS[kind]
+    now, best, seen, half = 0.0, 0.0, -1, 4 if semi else 14 * step - 3
+    for t in range(2 * months if semi else (months - start + step - 1) // step):
+        m = t // 2 if semi else start + step * t
+        if semi and t % 2:
+            at, off, after = due_b[m], gap_b[m], due[m + 1] if m + 1 < months else due_b[m] + 8
+        elif semi:
+            at, off, after = due[m], gap[m], due_b[m]
+        else:
+            at, off, after = due[m], gap[m], due[m + step] if m + step < months else due[m] + 2 * half
+        if seen < 0:
+            seen = before[min(max(at - half, 0), end)]
+        upto = before[min(max((at + after) // 2 + 1, 0), end)]
+        now = max(now, 0.0)
+        if off <= reach:
+            now += _TOP[kind, off] + _EXTRA * max(upto - seen - 1, 0)
+            best = max(best, now)
+        else:
+            now += _MISS + _EXTRA * (upto - seen)
+        seen = upto
+    return best + 1e-6
+
+# %% ../../nbs/features/recurring.ipynb #92db5717
+@compiled
+def _by_weeks(kind, days, income, before, least, dates, best):
+    """The best of `best` and the calendars of a rhythm by weeks."""
+    period = int(_DAYS[kind])
+    tried = np.zeros(period, np.bool_)
+    for day in days:
+        if not tried[day % period]:
+            tried[day % period] = True
+            best = _try(kind, day % period, 0, 0, income, days, before, least, dates, best)
+    return best
+
+
+@compiled
+def _by_months(kind, days, income, before, found, table, least, dates, best):
+    """The best of `best` and the calendars of a rhythm by months, or twice a month."""
+    first, due, gap = table
+    every = max(_MONTHS[kind], 1)
+    phases = np.zeros(12, np.bool_)
+    for day in days if every > 1 else days[:0]:
+        phases[_month_of(day - 3) % every] = phases[_month_of(day + 3) % every] = True
+    for a in range(1, 32):
+        for other in range(a + 13 if kind == _SEMI else 0, 32 if kind == _SEMI else every):
+            if not found[a] or (every > 1 and not phases[other]) or (kind == _SEMI and not (found[other] and (other - a <= 17 or (other == 31 and a >= 14)))):
+                continue
+            b = other if kind == _SEMI else a
+            for shift in range(-1, 2):
+                least_of = max(least, best[0]) + _cost(kind) - _prior(kind, shift, income)
+                if _hope(kind, (other - first) % every, due[shift + 1, a], gap[shift + 1, a], due[shift + 1, b], gap[shift + 1, b], before) >= least_of:
+                    best = _try(kind, a, other, shift, income, days, before, least, dates, best)
+    return best
+
 
 @compiled
 def _fit(days, income, least):
@@ -267,35 +352,20 @@ def _fit(days, income, least):
     Rhythms that cannot reach the evidence `least`, or what another has, are not tried.
     """
     before, dates, found = np.empty(0, np.int64), np.empty((len(days), 4), np.int64), np.zeros(32, np.bool_)
+    table = 0, np.empty((3, 32, 0), np.int64), np.empty((3, 32, 0), np.int64)
     best = (-1e9, 0, 0, 0, 0, 0, 0)
     for kind in range(len(_DAYS)):
         if _most(kind, days) < max(least, best[0]) or not _may_be(kind, days):
             continue
         if not len(before):
             before = _counted(days)
+        if kind >= _SEMI and not table[1].shape[2]:
             _anchors_of(days, found)
+            table = _table(days, found, before)
         if kind < _SEMI:
-            period = int(_DAYS[kind])
-            tried = np.zeros(period, np.bool_)
-            for day in days:
-                if not tried[day % period]:
-                    tried[day % period] = True
-                    best = _try(kind, day % period, 0, income, days, before, least, dates, best)
-            continue
-        phases = np.zeros(12, np.bool_)
-        for day in days:
-            phases[_month_of(day - 3) % max(_MONTHS[kind], 1)] = phases[_month_of(day + 3) % max(_MONTHS[kind], 1)] = True
-        for a in range(1, 32):
-            if not found[a]:
-                continue
-            if kind == _SEMI:
-                for b in range(a + 13, 32):
-                    if found[b] and (b - a <= 17 or (b == 31 and a >= 14)):
-                        best = _try(kind, a, b, income, days, before, least, dates, best)
-                continue
-            for phase in range(_MONTHS[kind]):
-                if phases[phase]:
-                    best = _try(kind, a, phase, income, days, before, least, dates, best)
+            best = _by_weeks(kind, days, income, before, least, dates, best)
+        else:
+            best = _by_months(kind, days, income, before, found, table, least, dates, best)
     return best
 
 # %% ../../nbs/features/recurring.ipynb #fe943af2
@@ -501,7 +571,7 @@ def _alike(kind, anchor, other, shift, days, gap):
         alike += _CHANCE[kind, level, abs(g)] if abs(g) <= reach else _FAR
     return alike, level
 
-# %% ../../nbs/features/recurring.ipynb #550481eb
+# %% ../../nbs/features/recurring.ipynb #d3853e62
 @compiled
 def _rivals(kind, anchor, other, shift, income, days):
     """The calendars of the kind that explain days nearly as well or better: their (anchor, shift), and for each gap from a due day its say.
@@ -512,7 +582,7 @@ def _rivals(kind, anchor, other, shift, income, days):
     gap, found = np.empty(n, np.int64), np.zeros(32, np.bool_)
     calendars, says, m = np.empty((limit, 2), np.int64), np.zeros((limit, 2 * reach + 1)), 0
     own, _ = _alike(kind, anchor, other, shift, days, gap)
-    own += (0.0 if kind < _SEMI else _WEEKEND_IN[shift + 1] if income else _WEEKEND_OUT[shift + 1])
+    own += _prior(kind, shift, income)
     found[1] = True
     if kind > _SEMI:
         _anchors_of(days, found)
@@ -522,7 +592,7 @@ def _rivals(kind, anchor, other, shift, income, days):
                 continue
             at = anchor if kind <= _SEMI else a
             value, level = _alike(kind, at, other, s, days, gap)
-            value += 0.0 if kind < _SEMI else _WEEKEND_IN[s + 1] if income else _WEEKEND_OUT[s + 1]
+            value += _prior(kind, s, income)
             if value > own - 7:
                 calendars[m, 0], calendars[m, 1], weight = at, s, np.exp(min(value - own, 50.0))
                 for g in gap:
@@ -547,7 +617,7 @@ def _votes(kind, other, calendars, says, centre):
                 chances[at] += says[c, g + reach]
     return chances
 
-# %% ../../nbs/features/recurring.ipynb #7000b018
+# %% ../../nbs/features/recurring.ipynb #bb2f9ffc
 @compiled
 def _window(chances, centre, today):
     """(likeliest day after `today`, first and last day of the nine tenths around it) of the chances around `centre`."""
@@ -586,7 +656,12 @@ def _foresee(stream, days, income, today):
         missed, gone, alive = missed + 1, gone + alive * _ENDS, alive * doubt * (1 - _ENDS)
         k += 1
         centre = _due(kind, anchor, other, shift, k)
-    best, low, high = _window(_votes(kind, other, calendars, says, centre), centre, today)
+    chances = _votes(kind, other, calendars, says, centre)
+    if chances[max(today - centre + _AROUND + 1, 0):].sum() <= 0 and missed < 400:  # no day is left to it, though it is no more overdue than others were
+        missed, gone, alive = missed + 1, gone + alive * _ENDS, alive * doubt * (1 - _ENDS)
+        centre = _due(kind, anchor, other, shift, k + 1)
+        chances = _votes(kind, other, calendars, says, centre)
+    best, low, high = _window(chances, centre, today)
     stream[5], stream[6], stream[7], stream[8], stream[9], stream[10] = lived, best, low, high, missed, gone > alive
 
 # %% ../../nbs/features/recurring.ipynb #b1ca8514
@@ -686,14 +761,15 @@ def _local_rows(users: pl.DataFrame, rows: pl.DataFrame, as_of: date) -> pl.Data
     rows = pl.concat(parts) if parts else rows.with_columns(day=pl.lit(None, pl.Date))
     return rows.filter((pl.col("day") <= as_of) & (pl.col("amount_minor") != 0))
 
-# %% ../../nbs/features/recurring.ipynb #c252df28
+# %% ../../nbs/features/recurring.ipynb #209aa204
 _TOLD = r"(\d{1,3})\s*(?:/|of|von|de|di|van|sur)\s*(\d{1,3})\b"
 
 
 class _Payments(NamedTuple):
     """Payments in order of group and day. Group `g` is rows `offsets[g]` to `offsets[g + 1]` and row `g` of `groups`."""
 
-    groups: pl.DataFrame  # user_id, account, currency, income, key
+    groups: pl.DataFrame | list  # user_id, account, currency, income, key; of one person a list of these
+    income: np.ndarray  # of each group
     offsets: np.ndarray
     day: np.ndarray
     amount: np.ndarray  # signed, minor units
@@ -701,7 +777,11 @@ class _Payments(NamedTuple):
     id: np.ndarray
     at: np.ndarray  # 3 in a name with 3/12, 12 in `of`; -1 where nothing is counted
     of: np.ndarray
-    name: pl.Series
+    name: pl.Series | np.ndarray
+
+    def places(self, of: np.ndarray) -> list[tuple]:
+        """user_id, account, currency, income and key of some groups."""
+        return self.groups[of].rows() if isinstance(self.groups, pl.DataFrame) else [self.groups[g] for g in of.tolist()]
 
 
 _GROUP = ["user_id", "account", "currency", "income", "key"]
@@ -719,16 +799,17 @@ def _grouped(rows: pl.DataFrame) -> _Payments:
     rows = rows.with_columns(name=name.cast(pl.String), account=pl.col("account").cast(pl.String).fill_null(""), income=pl.col("amount_minor") > 0)
     rows = rows.join(_named(rows["name"].drop_nulls().unique()), on="name", how="left").with_columns(
         pl.col("key").fill_null(pl.format("category {}", pl.col("category_id").fill_null(0))), pl.col("at", "of").fill_null(-1),
-        day=pl.col("day").to_physical().cast(pl.Int64), category=pl.col("category_id").cast(pl.Int64).fill_null(-1))
+        day=pl.col("day").to_physical().cast(pl.Int64), category=pl.col("category_id").cast(pl.Int64).fill_null(-1), id=pl.col("id").fill_null(-1))
     rows = rows.sort([*_GROUP, "day", "amount_minor", "id"])
     group = rows.select(pl.struct(_GROUP).rle_id()).to_series().to_numpy()
     starts = np.flatnonzero(np.diff(group, prepend=-1)) if len(rows) else np.empty(0, np.int64)
-    return _Payments(rows.select(_GROUP)[starts], np.append(starts, len(rows)).astype(np.int64),
+    groups = rows.select(_GROUP)[starts]
+    return _Payments(groups, groups["income"].to_numpy(), np.append(starts, len(rows)).astype(np.int64),
                      *(rows[c].to_numpy() for c in ("day", "amount_minor", "category", "id", "at", "of")), rows["name"])
 
-# %% ../../nbs/features/recurring.ipynb #c77acccd
+# %% ../../nbs/features/recurring.ipynb #72fcc58f
 class PersonPayments(NamedTuple):
-    """All payments of one person in any order: numbers as arrays, texts (None: unknown) as lists."""
+    """All payments of one person in any order; `text` says which of `texts`, (currency, merchant, account), each has. None: unknown."""
 
     user_id: int
     timezone: str
@@ -736,35 +817,66 @@ class PersonPayments(NamedTuple):
     occurred_at: np.ndarray  # int64, microseconds UTC
     amount_minor: np.ndarray
     category_id: np.ndarray  # -1 unknown
-    currency: list
-    merchant: list
-    account: list
+    text: np.ndarray
+    texts: list[tuple]
 
-# %% ../../nbs/features/recurring.ipynb #7dece8fd
+    @property
+    def currency(self) -> list:
+        """The currency of each payment."""
+        return [self.texts[t][0] for t in self.text.tolist()]
+
+# %% ../../nbs/features/recurring.ipynb #b1f4f7cd
+def _each_once(currency: list, merchant: list, account: list) -> tuple[np.ndarray, list[tuple]]:
+    """`text` and `texts` of `PersonPayments` from the texts of each row."""
+    if len({*currency}) == len({*account}) == 1:
+        of = {m: i for i, m in enumerate(dict.fromkeys(merchant))}
+        return np.fromiter(map(of.__getitem__, merchant), np.int64, len(merchant)), [(currency[0], m, account[0]) for m in of]
+    rows = [*zip(currency, merchant, account, strict=True)]
+    of = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+    return np.fromiter(map(of.__getitem__, rows), np.int64, len(rows)), [*of]
+
+# %% ../../nbs/features/recurring.ipynb #555d3d94
+_SAID: dict[str, tuple] = {}
+_MOST_NAMES = 100_000
+
+
+def _says_of(names: set) -> dict[str, tuple]:
+    """(key, at, of) of each name, see `_Payments`."""
+    if new := [n for n in names if n not in _SAID]:
+        if len(_SAID) + len(new) > _MOST_NAMES:
+            _SAID.clear()
+        found = {name: tuple(values) for name, *values in _named(pl.Series(new, dtype=pl.String)).iter_rows()}
+        _SAID.update(found)
+        return found | {n: _SAID[n] for n in names if n in _SAID}
+    return {n: _SAID[n] for n in names}
+
+
 def _of_person(rows: PersonPayments, today: int) -> _Payments:
     """The rows of one person."""
     n = len(rows.id)
     day, minute, moments = np.empty(n, np.int32), np.empty(n, np.int16), np.ascontiguousarray(rows.occurred_at)
     zone = clocks([rows.timezone], int(moments.min()), int(moments.max())) if n else clocks([rows.timezone], 0, 0)
     localise(0, 1, np.array([0, n]), np.zeros(1, np.int64), *zone, moments, day, minute)
-    told = {name: values for name, *values in _named(pl.Series([*dict.fromkeys(m for m in rows.merchant if m is not None)], dtype=pl.String)).iter_rows()}
     kept = np.flatnonzero((day <= today) & (rows.amount_minor != 0))
-    groups, group, count = {}, np.empty(len(kept), np.int64), np.full((len(kept), 2), -1)
-    amounts, categories = rows.amount_minor.tolist(), rows.category_id.tolist()
-    for i, row in enumerate(kept.tolist()):
-        if (name := rows.merchant[row]) is None:
-            key = f"category {max(categories[row], 0)}"
-        else:
-            key, *at = told[name]
-            if at[0] >= 0:
-                count[i] = at
-        place = rows.account[row] or "", rows.currency[row], amounts[row] > 0, key
-        group[i] = groups.setdefault(place, len(groups))
-    order = np.lexsort((rows.id[kept], rows.amount_minor[kept], day[kept], group))
-    kept, offsets = kept[order], np.searchsorted(group[order], np.arange(len(groups) + 1))
-    frame = pl.DataFrame([(rows.user_id, *g) for g in groups], dict(zip(_GROUP, (pl.Int64, pl.String, pl.String, pl.Boolean, pl.String), strict=True)), orient="row")
-    return _Payments(frame, offsets, day[kept].astype(np.int64), rows.amount_minor[kept], rows.category_id[kept], rows.id[kept], *count[order].T,
-                     pl.Series([rows.merchant[i] for i in kept.tolist()], dtype=pl.String))
+    text, amount, category = rows.text[kept], rows.amount_minor[kept], rows.category_id[kept]
+    names = np.array([None, *(t[1] for t in rows.texts)], object)[1:]
+    said = _says_of({t[1] for t in rows.texts if t[1] is not None})
+    told = [("", -1, -1) if t[1] is None else said[t[1]] for t in rows.texts]
+    counts = np.array([t[1:] for t in told], np.int64).reshape(-1, 2)
+    nameless = np.array([t[1] is None for t in rows.texts], bool)
+    number = np.where(nameless[text], np.maximum(category, 0), 0)
+    codes, inverse = np.unique((number * 2 + (amount > 0)) * max(len(told), 1) + text, return_inverse=True)
+    groups, of_code = {}, np.empty(len(codes), np.int64)
+    for i, code in enumerate(codes.tolist()):
+        rest, t = divmod(code, len(told))
+        currency, name, account = rows.texts[t]
+        place = rows.user_id, account or "", currency, rest % 2 == 1, f"category {rest // 2}" if name is None else told[t][0]
+        of_code[i] = groups.setdefault(place, len(groups))
+    group = of_code[inverse]
+    order = np.lexsort((rows.id[kept], amount, day[kept], group))
+    offsets, kept, text = np.searchsorted(group[order], np.arange(len(groups) + 1)), kept[order], text[order]
+    return _Payments(list(groups), np.array([g[3] for g in groups], bool), offsets, day[kept].astype(np.int64), amount[order], category[order], rows.id[kept],
+                     *counts[text].T, names[text])
 
 # %% ../../nbs/features/recurring.ipynb #6c9d46a6
 @compiled
@@ -838,19 +950,15 @@ def _confidence(evidence: np.ndarray) -> np.ndarray:
     """The probability that a stream with this evidence is one."""
     return 1 / (1 + np.exp(-(_OFFSET + _SCALE * np.minimum(evidence, _CAP))))
 
-# %% ../../nbs/features/recurring.ipynb #1656f53d
-_COLUMNS = ("user_id", "stream_id", "direction", "merchant", "category_id", "account", "currency", "frequency", "period_days", "anchor", "phase", "shift", "count",
-            "first_date", "last_date", "next_date", "next_low", "next_high", "amount_minor", "last_minor", "low_minor", "high_minor", "variation",
-            "confidence", "status", "missed", "price_changes", "due_low_minor", "due_high_minor", "instalments_left", "ends_on",
-            "transaction_ids", "days")
+# %% ../../nbs/features/recurring.ipynb #a31e81b8
 _LEAST = 0.5  # confidence below which nothing is told
 
 
-def _found(rows: _Payments, today: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _found(rows: _Payments, today: int) -> tuple[np.ndarray, ...]:
     """(rows of streams in order of stream and day, where each stream begins among them, the group of each, its numbers)."""
     offsets, starts = rows.offsets, rows.offsets[:-1]
     label, counts = np.empty(len(rows.day), np.int64), np.zeros(len(starts), np.int64)
-    streams, income = np.zeros((len(rows.day) // 2 + 1, _FIELDS)), rows.groups["income"].to_numpy()
+    streams, income = np.zeros((len(rows.day) // 2 + 1, _FIELDS)), rows.income
     sizes = np.abs(rows.amount).astype(np.float64)
     in_blocks(offsets, lambda a, b: _streams_of_groups(a, b, offsets, rows.day, sizes, income, today, label, streams, counts))
     at = np.repeat(starts // 2, np.diff(offsets)) + label
@@ -860,86 +968,132 @@ def _found(rows: _Payments, today: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     group = np.searchsorted(offsets, order[begins], side="right") - 1
     return order, np.append(begins, len(order)), group, streams[at[order[begins]]]
 
-# %% ../../nbs/features/recurring.ipynb #46361ab3
+# %% ../../nbs/features/recurring.ipynb #4d0fa372
 def _anchor(kind: np.ndarray, anchor: np.ndarray) -> np.ndarray:
     """What people call the anchor: the day of the month (31: the last), or by weeks the weekday (1 is Monday)."""
     return np.where(kind < _SEMI, (anchor + 3) % 7 + 1, anchor).astype(np.int64)
 
 
-def _dates_of(days: list) -> pl.Series:
-    """Day numbers (None: unknown) as dates."""
-    return pl.Series(days, dtype=pl.Int32).cast(pl.Date)
+def _dates_of(days: np.ndarray) -> np.ndarray:
+    """Day numbers (`_NEVER`: none) as dates."""
+    return days.astype(np.int64).view("datetime64[D]")
 
 
-def _ends_on(left: np.ndarray, last: np.ndarray, numbers: np.ndarray) -> pl.Series:
-    """The due date of the last instalment, where it is known."""
-    days = [None] * len(left)
+_NEVER = np.iinfo(np.int64).min  # as a date: not a time
+
+
+def _ends_on(left: np.ndarray, last: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The due day of the last instalment, where it is known."""
+    days = np.full(len(left), _NEVER)
     for i in np.flatnonzero(left >= 0).tolist():
         calendar = tuple(int(x) for x in numbers[i, 1:5])
-        days[i] = int(_due(*calendar, _nearest(*calendar, last[i]) + left[i]) if left[i] else last[i])
-    return _dates_of(days)
+        days[i] = _due(*calendar, _nearest(*calendar, last[i]) + left[i]) if left[i] else last[i]
+    return days
 
 
-def _ids(groups: pl.DataFrame, first: np.ndarray) -> list[str]:
+def _ids(places: list[tuple], first: np.ndarray) -> list[str]:
     """A number for each stream that stays as it goes on."""
     seen, found = {}, []
-    for row, day in zip(groups.iter_rows(), first.tolist(), strict=True):
+    for row, day in zip(places, first.tolist(), strict=True):
         place = (*row, date.fromordinal(day + 719_163))
         nth = seen[place] = seen.get(place, -1) + 1
         found.append(hashlib.blake2b("\x1f".join(map(str, (*place, nth))).encode(), digest_size=10).hexdigest())
     return found
 
+# %% ../../nbs/features/recurring.ipynb #c5d64720
+class _Told(NamedTuple):
+    """Streams in the order of `RecurringStreams.streams`, as arrays; the rows of stream `i` are `begins[i]` to `ends[i]` of `day`, `id` and `changes`."""
 
-def _changes_of(found: np.ndarray, begins: np.ndarray, changes: np.ndarray, day: np.ndarray) -> pl.Series:
-    """The price changes of each stream."""
-    some = np.flatnonzero(found)
-    stream = np.repeat(some, found[some])
-    row, old, new = changes[begins[stream] + np.arange(len(stream)) - np.repeat(np.cumsum(found[some]) - found[some], found[some])].T
-    flat = pl.DataFrame({"stream": stream, "date": _dates_of(day[begins[stream] + row]), "from": old, "to": new})
-    lists = flat.group_by("stream", maintain_order=True).agg(pl.struct("date", "from", "to").alias("told"))["told"]
-    place = np.full(len(found), len(some))
-    place[some] = np.arange(len(some))
-    return lists.append(pl.Series([[]], dtype=lists.dtype))[place]
+    stream_id: list
+    place: list  # user_id, account, currency, income, key
+    merchant: list
+    user_id: np.ndarray
+    income: np.ndarray
+    numbers: np.ndarray  # (n, _FIELDS)
+    confidence: np.ndarray
+    ended: np.ndarray
+    whole: np.ndarray  # (n, 5), see `_sum_up`
+    amounts: np.ndarray  # (n, 4): typical, low, high of the next, last
+    variation: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+    day: np.ndarray
+    id: np.ndarray
+    changes: np.ndarray
 
-# %% ../../nbs/features/recurring.ipynb #bad35432
-def _told(rows: _Payments, order: np.ndarray, begins: np.ndarray, group: np.ndarray, numbers: np.ndarray) -> dict:
-    """What is told of each stream that does not follow from its calendar, by column (see `RecurringStreams`)."""
+
+def _told(rows: _Payments, order: np.ndarray, begins: np.ndarray, group: np.ndarray, numbers: np.ndarray) -> _Told:
+    """What is told of the streams that `_found` gave."""
     n, last = len(group), begins[1:] - 1
     whole, parts, changes = np.empty((n, 5), np.int64), np.empty((n, 3)), np.empty((len(order), 3), np.int64)
     amount, day = rows.amount[order], rows.day[order]
     _sum_up(begins, amount, rows.category[order], rows.at[order], rows.of[order], whole, parts, changes)
     typical, wide = np.rint(parts[:, 0]), _TENTHS * parts[:, 2] * np.sign(parts[:, 0])
-    groups = rows.groups[group]
-    lists = pl.DataFrame({"at": np.repeat(np.arange(n), np.diff(begins)), "id": rows.id[order], "day": _dates_of(day)}).group_by("at", maintain_order=True).agg("id", "day")
-    return {
-        "user_id": groups["user_id"], "stream_id": pl.Series(_ids(groups, day[begins[:-1]]), dtype=pl.String), "income": groups["income"],
-        "merchant": rows.name[order[last]], "category_id": pl.Series(whole[:, 0]), "account": groups["account"], "currency": groups["currency"],
-        "count": np.diff(begins), "first_date": _dates_of(day[begins[:-1]]), "last_date": _dates_of(day[last]),
-        "amount_minor": typical.astype(np.int64), "last_minor": amount[last], "low_minor": whole[:, 2], "high_minor": whole[:, 3], "variation": parts[:, 1],
-        "price_changes": _changes_of(whole[:, 4], begins, changes, day),
-        "due_low_minor": np.rint(typical * np.exp(-wide)).astype(np.int64), "due_high_minor": np.rint(typical * np.exp(wide)).astype(np.int64),
-        "instalments_left": pl.Series(whole[:, 1]), "ends_on": _ends_on(whole[:, 1], day[last], numbers), "transaction_ids": lists["id"], "days": lists["day"]}
+    amounts = np.column_stack([typical, np.rint(typical * np.exp(-wide)), np.rint(typical * np.exp(wide)), amount[last]]).astype(np.int64)
+    places, confidence = rows.places(group), _confidence(numbers[:, 0])
+    ids, user = _ids(places, day[begins[:-1]]), np.array([p[0] for p in places], np.int64)
+    by = np.lexsort((np.array(ids, "U20"), -confidence, ~rows.income[group], user))
+    by = by[confidence[by] >= _LEAST]
+    chosen, at = by.tolist(), order[last[by]]
+    return _Told([ids[i] for i in chosen], [places[i] for i in chosen], list(rows.name[at]), user[by], rows.income[group[by]], numbers[by], confidence[by],
+                 (numbers[by, 10] > 0) | (whole[by, 1] == 0), whole[by], amounts[by], parts[by, 1], begins[by], begins[by + 1], day, rows.id[order], changes)
+
+# %% ../../nbs/features/recurring.ipynb #44ab2b43
+_SCHEMA = {"user_id": pl.Int64, "stream_id": pl.String, "direction": pl.String, "merchant": pl.String, "category_id": pl.Int64, "account": pl.String, "currency": pl.String,
+           "frequency": pl.String, "period_days": pl.Float64, "anchor": pl.Int64, "phase": pl.Int64, "shift": pl.String, "count": pl.Int64, "first_date": pl.Date,
+           "last_date": pl.Date, "next_date": pl.Date, "next_low": pl.Date, "next_high": pl.Date, "amount_minor": pl.Int64, "last_minor": pl.Int64, "low_minor": pl.Int64,
+           "high_minor": pl.Int64, "variation": pl.Float64, "confidence": pl.Float64, "status": pl.String, "missed": pl.Int64,
+           "price_changes": pl.List(pl.Struct({"date": pl.Date, "from": pl.Int64, "to": pl.Int64})), "due_low_minor": pl.Int64, "due_high_minor": pl.Int64,
+           "instalments_left": pl.Int64, "ends_on": pl.Date, "transaction_ids": pl.List(pl.Int64), "days": pl.List(pl.Date)}
 
 
-def _assemble(told: dict, numbers: np.ndarray) -> pl.DataFrame:
+def _known(values: np.ndarray) -> list:
+    """Numbers from 0 on; None below."""
+    return [v if v >= 0 else None for v in values.tolist()]
+
+
+def _within(sizes: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """The rows of spans that begin at `begins`, one behind the other."""
+    return np.repeat(begins - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+
+
+def _changes_of(told: _Told) -> pl.Series:
+    """The price changes of each stream."""
+    some, kind = np.flatnonzero(told.whole[:, 4]), _SCHEMA["price_changes"]
+    place, empty = np.full(len(told.stream_id), len(some)), pl.Series([[]], dtype=kind)
+    place[some] = np.arange(len(some))
+    if not len(some):
+        return empty[place]
+    stream, found = np.repeat(some, told.whole[some, 4]), told.changes[_within(told.whole[some, 4], told.begins[some])]
+    flat = pl.DataFrame({"stream": stream, "date": _dates_of(told.day[told.begins[stream] + found[:, 0]]), "from": found[:, 1], "to": found[:, 2]})
+    lists = flat.group_by("stream", maintain_order=True).agg(pl.struct("date", "from", "to").alias("told"))["told"]
+    return lists.append(empty)[place]
+
+
+def _lists(told: _Told) -> list[pl.Series]:
+    """The ids and the days of each stream's payments."""
+    sizes = told.ends - told.begins
+    rows = _within(sizes, told.begins)
+    flat = pl.DataFrame({"at": np.repeat(np.arange(len(sizes)), sizes), "id": told.id[rows], "day": _dates_of(told.day[rows])})
+    return flat.group_by("at", maintain_order=True).agg("id", "day").get_columns()[1:]
+
+
+def _frame_of(told: _Told) -> pl.DataFrame:
     """The frame of streams (see `RecurringStreams`)."""
-    kind, count = numbers[:, 1].astype(np.int64), told["count"]
-    over = (numbers[:, 10] > 0) | (told["instalments_left"].to_numpy() == 0)
-    names, shifts = np.array([r.name for r in RHYTHMS]), np.array(["none", "after", "before"])
-    status = np.where(over, "ended", np.where(count >= np.where(kind == _YEARLY, 2, 3), "mature", "early"))
-    frame = pl.DataFrame(told | {
-        "direction": np.where(told["income"].to_numpy(), "in", "out"), "frequency": names[kind], "period_days": _DAYS[kind],
-        "anchor": _anchor(kind, numbers[:, 2]), "phase": np.where(kind < _SEMI, numbers[:, 2], numbers[:, 3]).astype(np.int64), "shift": shifts[numbers[:, 4].astype(int)],
-        "confidence": _confidence(numbers[:, 0]), "status": status, "missed": numbers[:, 9].astype(np.int64)}
-        | {name: _dates_of(numbers[:, 6 + i].astype(np.int32)) for i, name in enumerate(_NEXT)})
-    known = (pl.when(pl.col(c) >= 0).then(c).alias(c) for c in ("category_id", "instalments_left"))
-    frame = frame.lazy().filter(pl.col("confidence") >= _LEAST).with_columns(*known, *(pl.when(pl.col("status") != "ended").then(c).alias(c) for c in _NEXT))
-    return frame.select(_COLUMNS).sort("user_id", "direction", "confidence", "stream_id", descending=[False, False, True, False]).collect()
+    kind, n, count = told.numbers[:, 1].astype(np.int64), len(told.stream_id), told.ends - told.begins
+    status = np.where(told.ended, "ended", np.where(count >= np.where(kind == _YEARLY, 2, 3), "mature", "early")).tolist()
+    days = np.where(told.ended[:, None], _NEVER, told.numbers[:, 6:9].astype(np.int64))
+    names, shifts = [r.name for r in RHYTHMS], ("none", "after", "before")
+    values = (
+        told.user_id, told.stream_id, ["in" if x else "out" for x in told.income.tolist()], told.merchant, _known(told.whole[:, 0]), [p[1] for p in told.place],
+        [p[2] for p in told.place], [names[k] for k in kind.tolist()], _DAYS[kind], _anchor(kind, told.numbers[:, 2]),
+        np.where(kind < _SEMI, told.numbers[:, 2], told.numbers[:, 3]).astype(np.int64), [shifts[s] for s in told.numbers[:, 4].astype(int).tolist()], count,
+        _dates_of(told.day[told.begins]), _dates_of(told.day[told.ends - 1]), *map(_dates_of, days.T), told.amounts[:, 0], told.amounts[:, 3], told.whole[:, 2],
+        told.whole[:, 3], told.variation, told.confidence, status, told.numbers[:, 9].astype(np.int64), _changes_of(told), told.amounts[:, 1], told.amounts[:, 2],
+        _known(told.whole[:, 1]), _dates_of(_ends_on(told.whole[:, 1], told.day[told.ends - 1], told.numbers)), *_lists(told))
+    return pl.DataFrame(dict(zip(_SCHEMA, values, strict=True)), schema=_SCHEMA)
 
-
-_NEXT = ("next_date", "next_low", "next_high")
-
-# %% ../../nbs/features/recurring.ipynb #16aa8a20
+# %% ../../nbs/features/recurring.ipynb #480bf514
 _EVERY = {"weekly": "every week", "biweekly": "every two weeks", "four_weekly": "every four weeks", "semi_monthly": "twice a month", "monthly": "every month",
           "two_monthly": "every two months", "quarterly": "every quarter", "half_yearly": "every half year", "yearly": "every year"}
 _TONE = {"early": "note", "mature": "good", "ended": "warning"}
@@ -969,6 +1123,8 @@ class RecurringStreams(Card):
     as_of: date
     streams: pl.DataFrame = field(repr=False)
 
+    told = None  # the arrays that the frame is made of, where there is more than the frame
+
     def __repr__(self):
         n = self.streams["status"].value_counts().sort("status").rows()
         return f"RecurringStreams(as of {self.as_of}: {len(self.streams):,} streams{''.join(f', {k:,} {s}' for s, k in n)})"
@@ -990,6 +1146,17 @@ class RecurringStreams(Card):
 
     def card_body(self) -> Html:
         return _body(self.streams)
+
+# %% ../../nbs/features/recurring.ipynb #1c3ade39
+class _Found(RecurringStreams):
+    """Streams as they were found; their frame is made when it is asked for."""
+
+    def __init__(self, as_of: date, told: _Told):
+        vars(self).update(as_of=as_of, told=told)
+
+    @cached_property
+    def streams(self) -> pl.DataFrame:
+        return _frame_of(self.told)
 
 # %% ../../nbs/features/recurring.ipynb #0792b53e
 def _line(row: dict) -> dict:
@@ -1063,7 +1230,7 @@ def _plaid(found: RecurringStreams, user_id: int | None) -> dict:
     return {"inflow_streams": told["in"], "outflow_streams": told["out"], "updated_datetime": f"{found.as_of.isoformat()}T00:00:00Z",
             "personal_finance_category_version": "v1", "request_id": request}
 
-# %% ../../nbs/features/recurring.ipynb #3a5b05fb
+# %% ../../nbs/features/recurring.ipynb #b9a3ed91
 def detect_spending_cycles(source, as_of: date, user_ids=None) -> RecurringStreams:
     """The recurring streams in transactions up to the end of the local day `as_of`, in and out: see `RecurringStreams`.
 
@@ -1079,22 +1246,37 @@ def detect_spending_cycles(source, as_of: date, user_ids=None) -> RecurringStrea
 def _streams_in(rows: _Payments, as_of: date) -> RecurringStreams:
     """The streams in payments up to `as_of`."""
     order, begins, group, numbers = _found(rows, day_number(as_of))
-    return RecurringStreams(as_of, _assemble(_told(rows, order, begins, group, numbers), numbers))
+    return _Found(as_of, _told(rows, order, begins, group, numbers))
 
-# %% ../../nbs/features/recurring.ipynb #ab1b3517
-_STREAM_ROWS = """SELECT u.timezone, t.id, t.occurred_at, t.amount_minor, t.category_id, t.currency, t.merchant, t.account
-                  FROM users u LEFT JOIN transactions t ON t.user_id = u.id AND t.occurred_at < ? WHERE u.id = ?"""
+# %% ../../nbs/features/recurring.ipynb #758da74c
+_UNIT, _NULL = "\x1f", "\x1e"  # between texts, and for one that is unknown
+_ONE_BY_ONE = "SELECT id, occurred_at, amount_minor, coalesce(category_id, -1), currency, merchant, account FROM transactions WHERE user_id = ? AND occurred_at < ?"
+_IN_TEXT = """SELECT group_concat(id), group_concat(occurred_at), group_concat(amount_minor), group_concat(coalesce(category_id, -1)),
+              group_concat(currency, char(31)), group_concat(coalesce(merchant, char(30)), char(31)), group_concat(coalesce(account, char(30)), char(31))
+              FROM transactions WHERE user_id = ? AND occurred_at < ?"""
+
+
+def _as_lists(ask, *values) -> tuple[list, list]:
+    """(id, moment, amount and category, currency, merchant and account) of a person's transactions, column by column; as one row, where SQLite can."""
+    if ask.sqlite:
+        found = ask(_IN_TEXT, *values).fetchone()
+        if found[0] is None:
+            return [np.empty(0, np.int64)] * 4, [[]] * 3
+        texts = [[None if t == _NULL else t for t in column.split(_UNIT)] if _NULL in column else column.split(_UNIT) for column in found[4:]]
+        numbers = [np.fromstring(column, np.int64, sep=",") for column in found[:4]]
+        if len({*map(len, numbers), *map(len, texts)}) == 1:
+            return numbers, texts
+    columns = [*zip(*ask(_ONE_BY_ONE, *values).fetchall(), strict=True)] or [()] * 7
+    moments = [m if isinstance(m, int) else to_micros(m) for m in columns[1]]
+    return [np.array(c, np.int64) for c in (columns[0], moments, *columns[2:4])], [*map(list, columns[4:])]
 
 
 def payments_of(ask, user_id: int, as_of: date) -> PersonPayments:
     """The payments of one person, at least those up to the end of the local day `as_of`; `ask` as from `fincoach.data.database.reading`."""
-    found = ask(_STREAM_ROWS, datetime.combine(as_of + timedelta(days=2), time(), UTC), user_id).fetchall()
-    if not found:
+    if (zone := ask("SELECT timezone FROM users WHERE id = ?", user_id).fetchone()) is None:
         raise DatabaseError(f"there is nobody with the id {user_id} in the database")
-    zones, ids, moments, amounts, categories, *texts = zip(*found, strict=True) if found[0][1] is not None else ([found[0][0]], *[()] * 7)
-    moments = [m if isinstance(m, int) else to_micros(m) for m in moments]
-    categories = [-1 if c is None else c for c in categories]
-    return PersonPayments(user_id, zones[0], *(np.array(x, np.int64) for x in (ids, moments, amounts, categories)), *map(list, texts))
+    numbers, texts = _as_lists(ask, user_id, datetime.combine(as_of + timedelta(days=2), time(), UTC))
+    return PersonPayments(user_id, zone[0], *numbers, *_each_once(*texts))
 
 
 def read_streams(engine: sa.Engine, user_id: int, as_of: date) -> PersonPayments:
@@ -1136,54 +1318,136 @@ def _all_falls(calendars, income, days, ends, missed, left, first, last, today, 
         counts[i] = _falls(calendar, income[i], days[begin:ends[i]], missed[i], left[i], first, last, today, out[places[i]:places[i + 1]])
         begin = ends[i]
 
-# %% ../../nbs/features/recurring.ipynb #24540391
+# %% ../../nbs/features/recurring.ipynb #08cf2aef
 _KIND = {r.name: i for i, r in enumerate(RHYTHMS)}
 _SHIFT = {"none": 0, "after": 1, "before": -1}
 
 
-def _calendars(streams: pl.DataFrame) -> np.ndarray:
-    """(streams, 4): kind, anchor, other, shift of each stream's calendar."""
-    kind = np.array([_KIND[f] for f in streams["frequency"]], np.int64)
-    anchor, phase = streams["anchor"].to_numpy(), streams["phase"].to_numpy()
-    weeks = kind < _SEMI
-    return np.column_stack([kind, np.where(weeks, phase, anchor), np.where(weeks, 0, phase), [_SHIFT[s] for s in streams["shift"]]]).astype(np.int64)
+class _Live(NamedTuple):
+    """What due dates follow from, of each stream that goes on."""
+
+    stream_id: list
+    merchant: list
+    currency: list
+    category: list  # None unknown
+    user_id: np.ndarray
+    income: np.ndarray
+    calendar: np.ndarray  # (n, 4): kind, anchor, other, shift
+    first: np.ndarray
+    last: np.ndarray
+    count: np.ndarray
+    missed: np.ndarray
+    left: np.ndarray  # -1 unknown
+    confidence: np.ndarray
+    amounts: np.ndarray  # (n, 3): typical, low, high
+    day: np.ndarray  # of all payments
 
 
-def _comes(streams: pl.DataFrame, kind: np.ndarray, ahead: np.ndarray) -> np.ndarray:
-    """The chance that a due payment comes, `ahead` due dates after the next."""
-    missed, count = streams["missed"].to_numpy(), streams["count"].to_numpy()
-    lived = np.maximum(np.round((streams["last_date"] - streams["first_date"]).dt.total_days().to_numpy() / _DAYS[kind]) + 1, count)
-    doubt = (lived - count + 1) / (lived + 20)  # the chance that a due date is left out
-    alive = (doubt * (1 - _ENDS)) ** missed
+def _live_in_arrays(told: _Told) -> _Live:
+    """The streams that go on."""
+    some = np.flatnonzero(~told.ended)
+    chosen, sizes = some.tolist(), (told.ends - told.begins)[some]
+    calendar = told.numbers[some, 1:5].astype(np.int64)
+    return _Live([told.stream_id[i] for i in chosen], [told.merchant[i] for i in chosen], [told.place[i][2] for i in chosen], _known(told.whole[some, 0]), told.user_id[some],
+                 told.income[some], calendar, told.day[told.begins[some]], told.day[told.ends[some] - 1], sizes, told.numbers[some, 9].astype(np.int64), told.whole[some, 1],
+                 told.confidence[some], told.amounts[some, :3], told.day[_within(sizes, told.begins[some])])
+
+
+def _live_in_frame(streams: pl.DataFrame) -> _Live:
+    """The same from a frame of streams."""
+    f = streams.filter(pl.col("status") != "ended")
+    numbers = lambda name: f[name].to_physical().cast(pl.Int64).to_numpy()  # noqa: E731
+    kind = np.array([_KIND[x] for x in f["frequency"]], np.int64)
+    weeks, days = kind < _SEMI, f["days"].explode(empty_as_null=False).to_physical().cast(pl.Int64).to_numpy()
+    calendar = np.column_stack([kind, np.where(weeks, numbers("phase"), numbers("anchor")), np.where(weeks, 0, numbers("phase")), [_SHIFT[x] for x in f["shift"]]])
+    amounts = np.column_stack([numbers(c) for c in ("amount_minor", "due_low_minor", "due_high_minor")])
+    return _Live(*(f[c].to_list() for c in ("stream_id", "merchant", "currency", "category_id")), f["user_id"].to_numpy(), (f["direction"] == "in").to_numpy(),
+                 calendar.astype(np.int64), numbers("first_date"), numbers("last_date"), numbers("count"), numbers("missed"),
+                 f["instalments_left"].fill_null(-1).to_numpy(), f["confidence"].to_numpy(), amounts, days)
+
+
+def _comes(live: _Live, at: np.ndarray, ahead: np.ndarray) -> np.ndarray:
+    """The chance that a due payment of stream number `at` comes, `ahead` due dates after the next."""
+    lived = np.maximum(np.round((live.last - live.first) / _DAYS[live.calendar[:, 0]]) + 1, live.count)
+    doubt = (lived - live.count + 1) / (lived + 20)  # the chance that a due date is left out
+    alive = (doubt * (1 - _ENDS)) ** live.missed
     gone = _ENDS * (1 - alive) / (1 - doubt * (1 - _ENDS))
-    return streams["confidence"].to_numpy() * alive / (alive + gone) * (1 - _ENDS) ** ahead * (1 - doubt)
+    return (live.confidence * alive / (alive + gone))[at] * (1 - _ENDS) ** ahead * (1 - doubt)[at]
 
-# %% ../../nbs/features/recurring.ipynb #79e73374
+# %% ../../nbs/features/recurring.ipynb #0f650aab
+class Stream(NamedTuple):
+    """One stream: what it is, and its payments by day."""
+
+    stream_id: str
+    income: bool
+    merchant: str | None
+    category_id: int | None
+    currency: str
+    frequency: str
+    amount_minor: int  # typical, signed
+    confidence: float
+    ended: bool
+    price_changes: list  # (day number, from, to)
+    ids: np.ndarray
+    days: np.ndarray  # day numbers
+
+
+def each(streams: RecurringStreams) -> list[Stream]:
+    """The streams one by one, in the order of the frame, which is not made for that."""
+    told = streams.told
+    if told is None:
+        f = streams.streams.with_columns(pl.col("days").list.eval(pl.element().to_physical()), income=pl.col("direction") == "in", ended=pl.col("status") == "ended")
+        rows = f.select("stream_id", "income", "merchant", "category_id", "currency", "frequency", "amount_minor", "confidence", "ended", "price_changes", "transaction_ids", "days")
+        changes = lambda found: [(day_number(c["date"]), c["from"], c["to"]) for c in found]  # noqa: E731
+        return [Stream(*r[:9], changes(r[9]), np.array(r[10], np.int64), np.array(r[11], np.int64)) for r in rows.iter_rows()]
+    found = []
+    for i, (a, b, category, n) in enumerate(zip(told.begins.tolist(), told.ends.tolist(), told.whole[:, 0].tolist(), told.whole[:, 4].tolist(), strict=True)):
+        changes = [(int(told.day[a + row]), old, new) for row, old, new in told.changes[a:a + n].tolist()]
+        found.append(Stream(told.stream_id[i], bool(told.income[i]), told.merchant[i], category if category >= 0 else None, told.place[i][2], RHYTHMS[int(told.numbers[i, 1])].name,
+                            int(told.amounts[i, 0]), float(told.confidence[i]), bool(told.ended[i]), changes, told.id[a:b], told.day[a:b]))
+    return found
+
+# %% ../../nbs/features/recurring.ipynb #53ec04b3
+class Coming(NamedTuple):
+    """Payments that fall due, in order of person, day and stream: `at` numbers the streams that go on, whose texts are in `live`."""
+
+    live: _Live
+    at: np.ndarray
+    days: np.ndarray  # (n, 3) day numbers: the likeliest, first and last of the nine tenths around it
+    chance: np.ndarray  # that it comes
+
+
+def coming(streams: RecurringStreams, first: date, last: date) -> Coming:
+    """The due dates from `first` to `last` as arrays: what `dues` makes its frame of."""
+    live = _live_in_frame(streams.streams) if streams.told is None else _live_in_arrays(streams.told)
+    start, end, today, n = day_number(first), day_number(last), day_number(streams.as_of), len(live.stream_id)
+    room = np.ceil((max(end - today, 0) + 2 * _AROUND) / _DAYS[live.calendar[:, 0]]).astype(np.int64) + 1
+    places, counts = np.concatenate([[0], np.cumsum(room)]), np.zeros(n, np.int64)
+    out = np.empty((places[-1], 4), np.int64)
+    _all_falls(live.calendar, live.income, live.day, np.cumsum(live.count), live.missed, live.left, start, end, today, places, out, counts)
+    at = np.repeat(np.arange(n), counts)
+    out = out[_within(counts, places[:-1])]
+    rank = np.argsort(np.argsort(np.array(live.stream_id, "U20")))
+    order = np.lexsort((rank[at], out[:, 0], live.user_id[at]))
+    at, out = at[order], out[order]
+    return Coming(live, at, out[:, :3], _comes(live, at, out[:, 3]))
+
+
+_DUE = {"user_id": pl.Int64, "stream_id": pl.String, "direction": pl.String, "merchant": pl.String, "category_id": pl.Int64, "currency": pl.String, "day": pl.Date,
+        "low_day": pl.Date, "high_day": pl.Date, "amount_minor": pl.Int64, "low_minor": pl.Int64, "high_minor": pl.Int64, "confidence": pl.Float64}
+
+
 def dues(streams: RecurringStreams, first: date, last: date) -> pl.DataFrame:
     """Every due date of live streams from `first` to `last`, both included: one row a date, in order of person and day.
 
     user_id, stream_id, direction, merchant, category_id, currency, day (the likeliest), low_day and high_day (nine tenths), amount_minor (expected, signed),
     low_minor and high_minor (nine tenths), confidence (the chance that it comes). Nothing falls due up to `streams.as_of`.
     """
-    live = streams.streams.filter(pl.col("status") != "ended")
-    start, end, today = day_number(first), day_number(last), day_number(streams.as_of)
-    calendars, n = _calendars(live), len(live)
-    room = np.ceil((max(end - today, 0) + 2 * _AROUND) / _DAYS[calendars[:, 0]]).astype(np.int64) + 1
-    places, counts = np.concatenate([[0], np.cumsum(room)]), np.zeros(n, np.int64)
-    out = np.empty((places[-1], 4), np.int64)
-    days = live["days"].explode(empty_as_null=False).to_physical().cast(pl.Int64).to_numpy()
-    _all_falls(calendars, (live["direction"] == "in").to_numpy(), days, np.cumsum(live["count"].to_numpy()), live["missed"].to_numpy(),
-               live["instalments_left"].fill_null(-1).to_numpy(), start, end, today, places, out, counts)
-    at = np.repeat(np.arange(n), counts)
-    out = out[np.repeat(places[:-1], counts) + np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)]
-    due = live.select("user_id", "stream_id", "direction", "merchant", "category_id", "currency", "amount_minor", "due_low_minor", "due_high_minor")[at]
-    day = [pl.Series(name, out[:, i].astype(np.int32)).cast(pl.Date) for i, name in enumerate(("day", "low_day", "high_day"))]
-    chance = pl.Series("confidence", _comes(live[at], calendars[at, 0], out[:, 3]), pl.Float64)
-    due = due.rename({"due_low_minor": "low_minor", "due_high_minor": "high_minor"}).with_columns(*day, chance)
-    return due.select(_DUE).sort("user_id", "day", "stream_id")
-
-
-_DUE = ("user_id", "stream_id", "direction", "merchant", "category_id", "currency", "day", "low_day", "high_day", "amount_minor", "low_minor", "high_minor", "confidence")
+    live, at, days, chance = coming(streams, first, last)
+    number = at.tolist()
+    texts = ([column[i] for i in number] for column in (live.stream_id, ["in" if x else "out" for x in live.income.tolist()], live.merchant, live.category, live.currency))
+    values = (live.user_id[at], *texts, *map(_dates_of, days.T), *live.amounts[at].T, chance)
+    return pl.DataFrame(dict(zip(_DUE, values, strict=True)), schema=_DUE)
 
 # %% ../../nbs/features/recurring.ipynb #08c5e42e
 def due_weeks(due: pl.DataFrame, user_ids, mondays, categories) -> np.ndarray:
@@ -1217,7 +1481,7 @@ def _place(among: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     at = order[np.searchsorted(among[order], values).clip(max=len(among) - 1)]
     return at, among[at] == values
 
-# %% ../../nbs/features/recurring.ipynb #18a29dca
+# %% ../../nbs/features/recurring.ipynb #8325c8a8
 _SPENDS = (ESSENTIAL, DISCRETIONARY, DEBT, FEE)
 
 
@@ -1227,7 +1491,7 @@ def _until(rows: _Payments, today: int) -> _Payments:
     counts = np.add.reduceat(keep.astype(np.int64), rows.offsets[:-1]) if len(rows.offsets) > 1 else np.empty(0, np.int64)
     some = np.flatnonzero(counts)
     arrays = (getattr(rows, name)[keep] for name in ("day", "amount", "category", "id", "at", "of"))
-    return _Payments(rows.groups[some], np.concatenate([[0], np.cumsum(counts[some])]), *arrays, rows.name.filter(keep))
+    return _Payments(rows.groups[some], rows.income[some], np.concatenate([[0], np.cumsum(counts[some])]), *arrays, rows.name.filter(keep))
 
 # %% ../../nbs/features/recurring.ipynb #f4a58590
 def dues_ahead(streams: RecurringStreams, user_ids, horizon: int = 12, categories=None, weeks: int = 1, currencies: dict | None = None) -> np.ndarray:
