@@ -280,14 +280,14 @@ def _data(e: Evidence) -> Section:
 def _method(e: Evidence) -> Section:
     def result(name):
         return f"next week {_percent(e.score(name, 'user-week', 1, 'WAPE')['value'], 1)}, four weeks {_percent(e.score(name, 'user-month', None, 'WAPE')['value'], 1)}"
-    why = {SERVED: "network, trees and mean, weighted by how they fared on weeks not seen", "LSTM": "reads 52 weeks, tells twelve, attends to those alike", BOOSTING: "boosted trees on lags, means, echoes of the calendar",
+    why = {SERVED: "network, trees and mean, weighted by how they fared on weeks not seen", "LSTM": "reads 52 weeks, tells twelve, attends to those alike", BOOSTING: "boosted trees on lags, means, echoes of the calendar, payments due",
            RULES: "12-week mean and days of the month: serves where there is no model", MEAN: "what anybody would try first", CHAMPION: "the version in service", "TSB": "made for rare spending",
            "last year": "the same week a year ago", "12-week median": "less moved by single weeks", "naive": "as last week", "seasonal naive": "as four weeks ago", "smoothing": "constants chosen for each person", "week of month": "26 weeks' means by part of the month"}
     c = e.fitted.config
     losses = e.fitted.final.parts.losses
     return Section("method", "", "A blend of a network and boosted trees over the plain mean, with ranges that are set right by group.", [
         text(f"**Network**: an LSTM with {c.hidden} cells reads 52 weeks of a person as multiples of their own usual week{', attends to the last 26,' if c.attention else ''} and says five quantiles for each of {HORIZON} weeks, and for four weeks "
-             "together. It is told the days of the month of coming weeks, and what the same days cost in earlier months. One network for everybody. **Trees**: one model for the next week, one for later weeks, one for four weeks. "
+             "together. It is told the days of the month of coming weeks, what the same days cost in earlier months, and what regular payments fall due. One network for everybody. **Trees**: one model for the next week, one for later weeks, one for four weeks. "
              "**Blend**: weights by the least error on weeks not seen. **Ranges**: the network's, moved by what was missed in each group, and by weeks ahead: groups by activity and by segment, and where the two cross."),
         alternatives([{"name": k, "why": why.get(k, ""), "result": result(k), "chosen": k == SERVED} for k in e.test.models]),
         picture(lines(list(range(1, len(losses) + 1)), {"loss": losses}, alt="Training loss by epoch", xlabel="epoch", ylabel="loss"), "Loss of the served network while it learned")])
@@ -450,7 +450,7 @@ def _limits(e: Evidence) -> Section:
     said = ["A forecast continues habits. What no week of a person has announced (a move, a child, a lost job) it learns of when it shows in spending.",
             "Weeks, not days: what falls on which day is told by due dates, not by this model.",
             f"The twelfth week ahead is judged from {int(np.isfinite(e.test.y[..., -1]).any(0).sum())} origins only.", "All origins lie in one season of one year: another season was not judged.",
-            "Categories are shares of the total, of the last half year; a new category is foreseen only after it was seen.",
+            "Categories are shares of the total, learned from past weeks and payments due; a new category is foreseen only after it was seen.",
             "People who share accounts are seen as one person, or as two who do not know of each other."]
     if e.floor:
         said.append("These people are made up. That a model comes close to their floor shows that it finds what was planted, not that real people are as regular.")

@@ -9,7 +9,7 @@ __all__ = ['TEST', 'CHOOSE', 'LEARN', 'MOST', 'LSTM', 'BOOSTING', 'MEAN', 'RAW',
            'come_true', 'reach', 'ForecastAudit', 'forecast_audit', 'Floor', 'floor_of', 'sensitivity', 'other_ranges',
            'Seen', 'three_people', 'served_gap', 'examine', 'finish', 'train_spending']
 
-# %% ../../nbs/forecast/training.ipynb #76ff3411
+# %% ../../nbs/forecast/training.ipynb #30cf5af6
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
@@ -57,7 +57,7 @@ from fincoach.serving.forecast import (
     rules_forecast,
 )
 from ..serving.inference import ParametersError, SegmentationParameters
-from ..serving.inputs import look, window
+from ..serving.inputs import Known, known_ahead, look, window
 from ..serving.network import NetworkError
 from ..serving.offsets import Offsets, set_right, shifted
 from ..serving.policy import segments_of
@@ -95,13 +95,13 @@ class Recipe:
         """Plain values, for JSON."""
         return asdict(self) | {"as_of": self.as_of.isoformat()}
 
-# %% ../../nbs/forecast/training.ipynb #c166ea4e
+# %% ../../nbs/forecast/training.ipynb #8ffe14f7
 @dataclass(frozen=True, repr=False, eq=False)
 class Data:
     """What is learned from. Origins are numbers of weeks; a forecast at an origin knows that week and all before it."""
 
     series: WeeklySeries
-    echo: np.ndarray  # (n, W, 12)
+    echo: Known  # of each week: what the same days cost before, and what was known to fall due
     choose: np.ndarray  # origins that choose
     test: np.ndarray  # origins that judge
     placed: np.ndarray  # (n, W) each person's segment at the end of the weeks that are origins; -1 unknown
@@ -151,7 +151,7 @@ def placed_at(source: Ledgers, series: WeeklySeries, weeks, segmentation: Segmen
         placed[:, w] = np.where(series.begins <= w, segments_of(segmentation, extract(source, sunday)), -1)
     return placed
 
-# %% ../../nbs/forecast/training.ipynb #40a3cf75
+# %% ../../nbs/forecast/training.ipynb #1052cb1b
 def take_data(snapshot, recipe: Recipe, segmentation: SegmentationParameters | None = None) -> Data:
     """The weeks of a snapshot, cut in three. Raises `NotEnoughData`."""
     source = Ledgers.from_snapshot(snapshot)
@@ -164,7 +164,7 @@ def take_data(snapshot, recipe: Recipe, segmentation: SegmentationParameters | N
     there = int((series.begins <= weeks - MONTH - TEST - CHOOSE[0] - LEARN).sum())
     choose, test = _origins(weeks, there, recipe)
     placed = placed_at(source, series, [*choose, *test, weeks - 1], segmentation)
-    return Data(series, echo(source, series.mondays, HORIZON), choose, test, placed, segmentation, snapshot.frame("user_profiles"), snapshot.frame("users")["currency"].n_unique())
+    return Data(series, known_ahead(snapshot, series, echo(source, series.mondays, HORIZON)), choose, test, placed, segmentation, snapshot.frame("user_profiles"), snapshot.frame("users")["currency"].n_unique())
 
 # %% ../../nbs/forecast/training.ipynb #3254f908
 @dataclass(frozen=True)
@@ -454,7 +454,7 @@ def reach(test: Backtest, seed: int = 0) -> tuple[pl.DataFrame, dict[str, float]
              "best constant under 15 %": float((best < 0.15).mean()), "variation": float(np.median(cv)), "variation under 0.19": float((cv < 0.19).mean())}
     return pl.DataFrame(rows), alone
 
-# %% ../../nbs/forecast/training.ipynb #f6a66e12
+# %% ../../nbs/forecast/training.ipynb #a4500bf0
 @dataclass(frozen=True)
 class ForecastAudit:
     """How many inputs and forecasts changed when rows after `day` were altered, and (the control) when earlier rows were."""
@@ -487,10 +487,10 @@ def _from_rows(frames: dict, data: Data, recipe: Recipe) -> tuple[np.ndarray, np
     """(inputs up to the first origin that judges, forecasts of a model learned up to it), made from rows alone."""
     source, cut = Ledgers.from_frames(frames), data.test[0]
     s = weekly_series(source, recipe.as_of, len(data.series.mondays), data.series.categories).until(cut)
-    e = echo(source, s.mondays, HORIZON)
+    e = known_ahead(frames, s, echo(source, s.mondays, HORIZON))
     placed = placed_at(source, s, range(cut - HORIZON, cut + 1), data.segmentation)
     found = SpendingPredictor.fit(s, e, SpendingConfig(steps=20, rounds=12, seed=recipe.seed), grouped_by="both", segment_ids=placed).predict(s, e, placed[:, -1])
-    return np.concatenate([s.y.ravel(), s.total.ravel(), s.begins, placed.ravel(), e.ravel()]), np.concatenate([np.ravel(a) for a in (found.quantiles, found.month, found.by_category, found.mean)])
+    return np.concatenate([s.y.ravel(), s.total.ravel(), s.begins, placed.ravel(), e.echo.ravel(), e.dues.ravel()]), np.concatenate([np.ravel(a) for a in (found.quantiles, found.month, found.by_category, found.mean)])
 
 # %% ../../nbs/forecast/training.ipynb #51c4ddd9
 @one_thread()
