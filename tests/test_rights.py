@@ -1,6 +1,7 @@
 """Consent, export, erasing and anonymising: nothing is left out, nothing is left behind, nobody else is touched, and a kill in the middle changes nothing."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import threading
 import time
 from datetime import UTC, datetime
 
+import numpy as np
 import polars as pl
 import pytest
 import sqlalchemy as sa
@@ -33,6 +35,8 @@ from fincoach.data.rights import (
 )
 from fincoach.data.schema import create_api_tables, restore
 from fincoach.data.tables import TABLES, Moment
+from fincoach.serving import artifacts, forgetting
+from fincoach.serving.forgetting import forget_person
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ANNA, BERT = 1, 2
@@ -297,6 +301,84 @@ def test_a_snapshot_that_is_being_written_is_waited_for(engine, places):
     assert erase_person(engine, ANNA, places, NOON).snapshots == 1
     writer.join()
     assert not (places.work / "snapshots" / made.hash).exists()
+
+
+# --- versions of models that hold a row ----------------------------------------------------------------------------
+
+
+def segmentation(root, version="2026-06-30-ab", people=(ANNA, BERT, 11, 21)):
+    """A version as training writes it, as far as people are in it."""
+    rows = "".join(f"{p},0,Conservative Savers,0.5,,false\n" for p in people)
+    z, out = np.arange(len(people) * 23, dtype=np.float16).reshape(-1, 23), io.BytesIO()
+    np.savez(out, user_id=np.array(people, np.int64), cluster=np.zeros(len(people), np.int16), z=z)
+    files = {"people.npz": out.getvalue(), "user_segments.csv": f"user_id,segment_id,segment_name,confidence,second_name,between\n{rows}".encode(),
+             "segmentation.json": b"{}", "user_segmentation_model.pkl": b"everybody"}
+    artifacts.publish(root, "segmentation", version, files, {"snapshot": "f" * 64, "as_of": "2026-06-30"})
+    return version
+
+
+def holders(root, user_id):
+    """The versions that open and hold a row about a person."""
+    return [v for v in artifacts.versions(root, "segmentation") if forgetting._holds(artifacts.open_version(root, "segmentation", v), user_id)]
+
+
+def quickly(root, user_id):
+    """`forget_person`, where nobody serves."""
+    return forget_person(root, user_id, grace=0)
+
+
+def test_no_version_keeps_a_row_and_the_champion_goes_on(engine, places):
+    """The champion, an older version and a canary; marks go over to those that take their places."""
+    root = places.artifacts
+    for version in ("2026-05-31-aa", "2026-06-30-ab", "2026-07-31-ac"):
+        segmentation(root, version)
+    artifacts.promote(root, "segmentation", "2026-05-31-aa")
+    artifacts.promote(root, "segmentation", "2026-06-30-ab")
+    artifacts.canary(root, "segmentation", "2026-07-31-ac", 0.5)
+    before = artifacts.open_version(root, "segmentation", "2026-06-30-ab")
+    done = erase_person(engine, ANNA, places, NOON, quickly)
+    assert done.versions == 3
+    assert holders(root, ANNA) == []
+    assert artifacts.versions(root, "segmentation") == ["2026-05-31-aa-e1", "2026-06-30-ab-e1", "2026-07-31-ac-e1"]
+    assert artifacts.champion(root, "segmentation") == "2026-06-30-ab-e1"
+    assert artifacts.serving(root)["segmentation"].canary is None
+    after = artifacts.open_version(root, "segmentation", "2026-06-30-ab-e1")
+    assert after.manifest["snapshot"] == before.manifest["snapshot"]
+    assert "user_segmentation_model.pkl" not in after.files
+    with np.load(io.BytesIO(after.read("people.npz"))) as people:
+        assert people["user_id"].tolist() == [BERT, 11, 21]
+        assert people["z"][0, 0] == 23
+    assert after.read("user_segments.csv").count(b"\n") == 4
+    erase_person(engine, BERT, places, NOON, quickly)
+    found = marks(root)["segmentation"]
+    assert sorted(found) == artifacts.versions(root, "segmentation")
+    assert [len(its) for its in found.values()] == [2, 2, 2]
+
+
+def test_a_process_that_dies_while_a_version_is_replaced_leaves_one_that_serves(engine, places, monkeypatch):
+    """After publishing, after promoting, and before the old version is gone: a second call finishes."""
+    root = places.artifacts
+    artifacts.promote(root, "segmentation", segmentation(root))
+    for step in ("promote", "end_canary"):
+        with monkeypatch.context() as m:
+            m.setattr(forgetting, step, lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(OSError, match="No space"):
+                quickly(root, ANNA)
+        artifacts.open_version(root, "segmentation", artifacts.champion(root, "segmentation"))
+    quickly(root, ANNA)
+    assert holders(root, ANNA) == []
+    assert artifacts.champion(root, "segmentation") == "2026-06-30-ab-e1"
+    assert forget_person(root, ANNA) == {}
+
+
+def test_a_damaged_version_is_not_made_to_look_sound(places):
+    root = places.artifacts
+    segmentation(root)
+    file = root / "segmentation" / "2026-06-30-ab" / "people.npz"
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-9])
+    assert forget_person(root, ANNA) == {}
+    assert artifacts.listed(root, "segmentation") == ["2026-06-30-ab"]
 
 
 # --- anonymising ---------------------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def _suspects(artifacts: Path, said: dict, held: set[str], there: set[str]) -> d
             found[path.parent.parent.name, path.parent.name] = {"trained_on": "yes" if sure else "perhaps", "files": files}
     return found
 
-# %% ../../nbs/data/rights.ipynb #cbe5267a
+# %% ../../nbs/data/rights.ipynb #de3f87ee
 def marks(artifacts: str | Path) -> dict[str, dict[str, list[dict]]]:
     """The marks of all versions: model -> version -> a mark for each erasure."""
     path = Path(artifacts) / MARKS
@@ -237,12 +237,23 @@ def _mark(artifacts: Path, id: int, said: dict, held: set[str], there: set[str])
     if found:
         with open(artifacts / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            all_ = marks(artifacts)
+            all_ = _inherited(artifacts, marks(artifacts))
             for (model, version), mark in found.items():
                 others = [m for m in all_.setdefault(model, {}).get(version, []) if m["erasure"] != id]
                 all_[model][version] = [*others, {"erasure": id} | mark]
             _replace(artifacts / MARKS, (json.dumps(all_, indent=1, sort_keys=True) + "\n").encode())
     return len(found)
+
+
+def _inherited(artifacts: Path, found: dict) -> dict:
+    """The marks, where those of a version that gave place to one without somebody (its name with `-e` and a number) are now those of that one."""
+    made: dict[str, dict[str, list[dict]]] = {}
+    for model, versions in found.items():
+        for version, its in versions.items():
+            heirs = sorted((artifacts / model).glob(re.sub(r"-e\d+$", "", version) + "-e*"), key=lambda p: (len(p.name), p.name))
+            name = version if (artifacts / model / version).is_dir() or not heirs else heirs[-1].name
+            made.setdefault(model, {}).setdefault(name, []).extend(its)
+    return made
 
 
 def _replace(path: Path, content: bytes) -> None:

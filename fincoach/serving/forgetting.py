@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MODEL', 'forget_person']
 
-# %% ../../nbs/serving/forgetting.ipynb #9aed3434
+# %% ../../nbs/serving/forgetting.ipynb #d0df76f5
 import os
 import re
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -58,9 +59,11 @@ def _next_name(version: str) -> str:
     found = re.fullmatch(r"(.*)-e(\d+)", version)
     return f"{found[1]}-e{int(found[2]) + 1}" if found else f"{version}-e1"
 
-# %% ../../nbs/serving/forgetting.ipynb #27039dff
-def forget_person(root: str | Path, user_id: int) -> dict[str, str]:
+# %% ../../nbs/serving/forgetting.ipynb #f06ee500
+def forget_person(root: str | Path, user_id: int, grace: float = 1.0) -> dict[str, str]:
     """Takes a person out of all versions below `root` that hold a row about them: old version -> new one.
+
+    Who serves has `grace` seconds to notice the new version before the old one goes.
 
     A version that is damaged cannot be served, and is left for who repairs it. Raises `ArtifactError` where nothing can be written.
     """
@@ -73,15 +76,17 @@ def forget_person(root: str | Path, user_id: int) -> dict[str, str]:
         if _holds(artifact, user_id):
             new = _next_name(version)
             publish(root, MODEL, new, _files_without(artifact, user_id), {k: v for k, v in artifact.manifest.items() if k not in _SEALED})
-            _replace(root, version, new)
+            _replace(root, version, new, grace)
             done[version] = new
     return done
 
 
-def _replace(root: Path, old: str, new: str) -> None:
+def _replace(root: Path, old: str, new: str, grace: float) -> None:
     """Lets `new` serve where `old` does, and removes `old`."""
-    if champion(root, MODEL) == old:
+    served = champion(root, MODEL) == old
+    if served:
         promote(root, MODEL, new, "a person was erased")
-    end_canary(root, MODEL, "a person was erased", failing=old)
+    if end_canary(root, MODEL, "a person was erased", failing=old) or served:
+        time.sleep(grace)
     with _writing(root):
         os.rename(root / MODEL / old, root / STAGING / f"{old}-erased")
