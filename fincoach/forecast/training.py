@@ -13,6 +13,7 @@ __all__ = ['TEST', 'CHOOSE', 'LEARN', 'MOST', 'LSTM', 'BOOSTING', 'MEAN', 'RAW',
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -414,7 +415,7 @@ def come_true(test: Backtest, data: Data, numbers, seed: int = 0) -> pl.DataFram
     rows = []
     for share, (plain, came) in chances_said(test, data).items():
         for way, said in (("as the ranges say", plain), ("set right (served)", np.where(np.isfinite(plain), set_right(np.nan_to_num(plain), numbers), np.nan))):
-            for low, high in zip(STEPS, STEPS[1:], strict=False):
+            for low, high in pairwise(STEPS):
                 inside = (said >= low) & ((said < high) | (high == 1)) & np.isfinite(came)
                 s = score((np.nan_to_num(came) * inside).sum(1), inside.sum(1), seed)
                 rows.append({"more": share, "way": way, "from": low, "said": float(said[inside].mean()) if inside.any() else None, "came": s.value, "low": s.low, "high": s.high, "cases": int(inside.sum())})
