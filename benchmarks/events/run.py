@@ -232,6 +232,49 @@ def noticing(url: str, request, rounds: int, seconds: float) -> dict:
             "throughput_kept": round(middle("with", 0) / middle("without", 0), 3), "events_stored": kept}
 
 
+def own_cost(turns: int = 20_000) -> dict:
+    """Microseconds of this process that noticing adds to a request, without server and database: nearly the same on a busy machine. The writer's is its part in Python, for batches of 500."""
+    from types import SimpleNamespace
+
+    from fincoach.api.tracking import BehavioralTrackingMiddleware, EventCapture
+    from fincoach.serving import events
+
+    person, headers = SimpleNamespace(user_id=7, caller=SimpleNamespace(user_id=7, role="user")), [(b"host", b"x"), (b"authorization", b"y"), (b"accept", b"z")]
+    queue = events._Queue(500)
+
+    async def app(scope, receive, send):
+        scope["fincoach.person"] = person
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def send(message):
+        pass
+
+    async def asked(called, path):
+        for i in range(turns):
+            await called({"type": "http", "method": "GET", "path": path(i), "headers": headers}, None, send)
+
+    def busy(called, path):
+        begin = time.process_time()
+        asyncio.run(asked(called, path))
+        return 1e6 * (time.process_time() - begin) / turns
+
+    tracked = BehavioralTrackingMiddleware(app, queue, EventCapture(lambda: datetime.now(UTC)))
+    bare = min(busy(app, lambda i: "/coaching/card") for _ in range(3))
+    found = {"another_path": busy(tracked, lambda i: "/health") - bare, "a_look_again": busy(tracked, lambda i: "/coaching/card") - bare,
+             "a_new_look": busy(tracked, lambda i: f"/coaching/goal-probability/{i}") - bare}
+    rows = list(queue.tracked)[-500:]
+    cursor = SimpleNamespace(rowcount=len(rows), fetchone=lambda: (0,))
+    cursor.execute = lambda *_: cursor
+    writer = SimpleNamespace(sqlite=True, cursor=cursor, raw=SimpleNamespace(commit=lambda: None), insert="", sessions="")
+    writer.run = events._Writer.run.__get__(writer)
+    begin = time.process_time()
+    for _ in range(40):
+        events._written(writer, rows)
+    found["the_writer_an_event"] = 1e6 * (time.process_time() - begin) / 40 / len(rows)
+    return {name: round(cost, 1) for name, cost in found.items()}
+
+
 def on(url: str, quick: bool) -> dict:
     """Everything, on one database."""
     seconds = 2 if quick else 6
@@ -254,7 +297,22 @@ def main(quick: bool) -> dict:
             found = {"sqlite": on(f"sqlite:///{folder}/events.db", quick), "postgresql": on(postgres, quick)}
         finally:
             server.cleanup()
-    return {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version(), **found}
+    return {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version(), "noticing_us": own_cost(), **found}
+
+
+def lines(results: dict) -> str:
+    """The results as the README's table."""
+    ways = {"one_by_one": "an insert and a commit for each event, SQLAlchemy Core", "service_1_event_1_sender": "service, 1 event a post, 1 sender",
+            "service_1_event_64_senders": "service, 1 event a post, 64 senders", "service_100_events_8_senders": "service, 100 events a post, 8 senders",
+            "http_1_event_64_connections": "HTTP, 1 event a post, 64 connections", "http_100_events_8_connections": "HTTP, 100 events a post, 8 connections"}
+    told = ["| durable events/s (p50, p99 of a post in ms; processor microseconds an event) | SQLite | PostgreSQL |", "|---|---|---|"]
+    for way, words in ways.items():
+        cells = (f"{r['events_per_s']:,} ({r['p50_ms']:g}, {r['p99_ms']:g}; {r['cpu_us_per_event']:g})" for r in (results[d][way] for d in ("sqlite", "postgresql")))
+        told.append(f"| {words} | {' | '.join(cells)} |")
+    for way, words in (("noticing_refreshes", "throughput kept with the middleware, people who refresh"), ("noticing_new_looks", "the same, each request a new look")):
+        kept = (f"{100 * results[d][way]['throughput_kept']:.1f} %" for d in ("sqlite", "postgresql"))
+        told.append(f"| {words} | {' | '.join(kept)} |")
+    return "\n".join(told)
 
 
 if __name__ == "__main__":
@@ -267,6 +325,6 @@ if __name__ == "__main__":
         sys.exit()
     sys.path.insert(0, str(ROOT))
     results = main(asked.quick)
-    print(json.dumps(results, indent=1))
+    print(json.dumps(results, indent=1), lines(results), sep="\n\n")
     if not asked.quick:
         (Path(__file__).parent / "results.json").write_text(json.dumps(results, indent=1) + "\n")

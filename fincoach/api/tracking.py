@@ -53,7 +53,7 @@ def _kind(path: str, method: str, routes: Mapping) -> tuple[str, tuple] | None:
         return found, ("recommendation_id", number)
     return None
 
-# %% ../../nbs/api/tracking.ipynb #9e824c1c
+# %% ../../nbs/api/tracking.ipynb #d7599a86
 _AGAIN, _LOOKS = 60.0, 50_000
 
 
@@ -61,10 +61,11 @@ class _Looks:
     """Who looked at what in the last minute; up to `_LOOKS` of them."""
 
     def __init__(self):
-        self.held: dict[tuple, float] = {}
+        self.held: dict[int, float] = {}  # by hash: tuples by the thousand would keep Python's garbage collector busy
 
     def new(self, look: tuple, at: float) -> bool:
         """Whether `look` was not seen in the minute before the moment `at`; then it is noted."""
+        look = hash(look)
         last = self.held.get(look)
         if last is not None and at - last < _AGAIN:
             return False
