@@ -1,6 +1,7 @@
 """The spending model across rooms: what is served is what was trained, online as in batch, and no file can make it do anything else."""
 
 import io
+import weakref
 import zipfile
 from dataclasses import replace
 from datetime import date, timedelta
@@ -19,10 +20,12 @@ from fincoach.features.series import WeeklySeries, person_series, weekly_series
 from fincoach.forecast.spending import (
     ForecastGenerator,
     PredictionEvaluator,
+    SequenceDataLoader,
     SpendingConfig,
     SpendingPredictor,
     as_rivals,
     cases_of,
+    train_network,
 )
 from fincoach.serving.forecast import (
     HORIZON,
@@ -335,7 +338,7 @@ def test_parameters_come_back_as_they_were(made):
     text = made.files["spending.json"]
     assert SpendingParameters.from_json(text).to_json().encode() == text
     p = made.model.parameters
-    for wrong in ({"weights": p.weights[:-1]}, {"weights": ((float("nan"),) * 3,) * HORIZON}, {"month_weights": (1.0, -0.1, 0.1)}, {"shares": p.shares[:-1]}, {"categories": (1, 1)},
+    for wrong in ({"weights": p.weights[:-1]}, {"weights": ((float("nan"),) * 3,) * HORIZON}, {"month_weights": (1.0, -0.1, 0.1)}, {"shares": p.shares[:-1]}, {"alone": ((-1.0,) * 8,) * len(p.categories)}, {"categories": (1, 1)},
                   {"grouped_by": "stars"}, {"monthly": p.weekly}, {"people": 0}):
         with pytest.raises(ParametersError):
             replace(p, **wrong)
@@ -354,3 +357,54 @@ def test_too_few_weeks_are_said_to_be_too_few(made):
         SpendingPredictor.fit(made.series.until(10), made.echoes[:, :11], QUICK)
     with pytest.raises(ValueError, match="echo has the shape"):
         made.model.forecast(made.series, made.echoes[:5])
+
+
+# Training
+
+
+class Passing:
+    """Loaders made one after the other, and how many there were at a time."""
+
+    def __init__(self, made, blocks):
+        self.made, self.blocks, self.alive, self.most = made, blocks, 0, 0
+
+    def __iter__(self):
+        for k in range(self.blocks):
+            rows = np.arange(k % 3, PEOPLE, 3)
+            loader = SequenceDataLoader(self.made.series.take(rows), self.made.echoes[rows], seed=k)
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            weakref.finalize(loader, self._gone)
+            yield loader
+            del loader
+
+    def _gone(self):
+        self.alive -= 1
+
+
+def test_people_may_come_block_by_block_and_only_one_or_two_blocks_are_there_at_a_time(made):
+    blocks = Passing(made, 12)
+    net, losses = train_network(blocks, replace(QUICK, epochs=None, steps=24))
+    assert len(losses) == 2
+    assert blocks.most <= 2
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+def test_training_ends_early_where_it_no_longer_helps_people_kept_apart(made):
+    noise = np.random.default_rng(0).lognormal(4, 1, made.series.total.shape)  # nothing to learn but the level
+    series = WeeklySeries(made.series.user_ids, made.series.mondays, noise[..., None], made.series.begins, np.array([8]))
+    empty = np.full((PEOPLE, noise.shape[1], HORIZON), np.nan)
+    loader = SequenceDataLoader(series, empty, batch=16, origins=4)
+    assert len(loader.apart) == PEOPLE // 10
+    assert not set(loader.apart) & set(loader.people)
+    _, losses = train_network([loader], SpendingConfig(steps=600, hidden=8, attention=False))
+    assert len(losses) * len(loader) < 0.9 * 600
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_used_where_there_is_one(made):
+    torch.cuda.reset_peak_memory_stats()
+    net, losses = train_network([SequenceDataLoader(made.series, made.echoes)], QUICK)
+    assert torch.cuda.max_memory_allocated() > 1 << 20
+    assert losses[-1] < losses[0]
+    assert next(net.parameters()).device.type == "cpu"

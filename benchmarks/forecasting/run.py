@@ -23,19 +23,19 @@ import numpy as np
 import torch
 from worlds import HORIZON, accounts, households, population
 
-from fincoach.evaluate.forecasts import Backtest, Forecasts, Score, paired_difference, portfolio, table
+from fincoach.evaluate.forecasts import Backtest, Forecasts, Score, paired_difference, portfolio, table, wape
 from fincoach.forecast import spending
 from fincoach.forecast.spending import (
     PredictionEvaluator,
-    SequenceDataLoader,
     SpendingConfig,
     SpendingPredictor,
-    to_onnx,
 )
-from fincoach.serving.forecast import SequenceNetwork, SpendingModel
+from fincoach.serving.forecast import SpendingModel, _past_of, _shares_in, _shares_told
 
 HERE = Path(__file__).parent
 NEURAL = {"households": ("defaults", "small", "tuned"), "population": ("small",), "bank": ("small",)}
+SHARED = ("served", "learned, without dues", "past weeks' shares", "shares of last week")
+WITHOUT = ("LSTM, without dues", "boosting, without dues")
 EQUAL = ("naive", "seasonal naive", "12-week mean", "TSB")
 
 
@@ -62,7 +62,7 @@ def ours(world, spent):
     first = int(world.origins[0])
     known, echoes = world.series.until(first), world.echo[:, : first + 1]
     some = known.take(slice(0, 60))
-    spending._learned(some, echoes[:60], SpendingConfig(epochs=1, rounds=2))  # compiles
+    spending.learn(some, echoes[:60], SpendingConfig(epochs=1, rounds=2))  # compiles
     for times in spent.values():
         times.clear()
     start = time.process_time()
@@ -77,18 +77,19 @@ def ours(world, spent):
     return test, cpu, predictor.model
 
 
-def quick(world, model, cpu, epochs=4):
-    """Our LSTM alone, trained for a quarter of the time."""
-    first = int(world.origins[0])
+def dueless(world, model, cpu, spent):
+    """Our LSTM and boosting alone, taught without what is known to fall due."""
+    first, echoes = int(world.origins[0]), world.echo.echo
     start = time.process_time()
-    net, _ = spending.train_network([SequenceDataLoader(world.series.until(first), world.echo[:, : first + 1])], SpendingConfig(epochs=epochs))
-    network = SequenceNetwork(to_onnx(net))
-    middle = time.process_time()
-    other = SpendingModel(model.parameters, network, model.trees)
-    found = [other.opinions(world.series.until(int(w)), world.echo[:, w]) for w in world.origins]
-    cpu[f"LSTM, {epochs} epochs"] = {"train": middle - start, "forecast, with the trees": time.process_time() - middle}
+    parts = spending.learn(world.series.until(first), echoes[:, : first + 1], SpendingConfig())
+    cpu["LSTM and boosting, without dues"] = {"train": time.process_time() - start}
+    cpu["LSTM, without dues"] = {"train": spent["train_network"][-1]}
+    other = SpendingModel(model.parameters, parts.network, parts.trees)
+    found = [other.opinions(world.series.until(int(w)), echoes[:, w]) for w in world.origins]
     weekly, month = np.stack([o.weekly[:, :HORIZON] for o in found], 1), np.stack([o.month for o in found], 1)
-    return {f"LSTM, {epochs} epochs": Forecasts(f"LSTM, {epochs} epochs", weekly[..., 2], np.sort(weekly), np.sort(month))}
+    trees, trees_month, middle = np.stack([o.trees[:, :HORIZON] for o in found], 1), np.stack([o.trees_month for o in found], 1), np.arange(5) == 2
+    alone = lambda a: np.where(middle, a[..., None], np.nan)  # noqa: E731
+    return {WITHOUT[0]: Forecasts(WITHOUT[0], weekly[..., 2], np.sort(weekly), np.sort(month)), WITHOUT[1]: Forecasts(WITHOUT[1], trees, alone(trees), alone(trees_month))}
 
 
 class Peers:
@@ -140,8 +141,8 @@ def plain(score: Score):
 def pairs(test):
     """Relative WAPE differences of ours against the rivals that matter: next week, fourth week, four weeks together."""
     out = {}
-    for mine in ("FinCoach", "LSTM", "LSTM, 4 epochs"):
-        for other in (k for k in test.models if k != mine and (k in ("boosting", "12-week mean") or k.endswith("peer"))):
+    for mine in ("FinCoach", "LSTM", "boosting", WITHOUT[0]):
+        for other in (k for k in test.models if k != mine and (k in ("boosting", "12-week mean", *WITHOUT) or k.endswith("peer"))):
             both = test.models[mine], test.models[other]
             out[f"{mine} / {other}"] = {f"{h} ahead": plain(paired_difference(test.y[..., h - 1], *(f.point[..., h - 1] for f in both))) for h in (1, 4)} | {
                 "month": plain(paired_difference(test.month, *(f.month[..., 2] for f in both)))}
@@ -162,14 +163,40 @@ def scores(test):
     return {"people": len(test.y), "scores": rows, "pairs": pairs(test), "portfolio_week": pooled, "portfolio_month": months}
 
 
+def by_category(world, model):
+    """Errors of weeks by category, next week and in the fourth, over people scored: of what is served, and of other ways to share it out; with differences."""
+    said, came, whole = {}, [], []
+    for week in (int(w) for w in world.origins):
+        seen, known = world.series.until(week), world.echo[:, week]
+        served, p = model.forecast(seen, known), _past_of(seen, HORIZON)
+        y = world.series.y[:, week + 1 : week + 1 + HORIZON]
+        mean = seen.y[:, -12:].mean(1)[:, None].repeat(HORIZON, 1)
+        point, last = served.point[:, :HORIZON, None], np.maximum(seen.y[:, -1:], 0)
+        ways = {"served": served.by_category[:, :HORIZON], "learned, without dues": point * _shares_told(p, model.parameters.alone), "past weeks' shares": point * _shares_in(p),
+                "shares of last week": point * last / np.maximum(last.sum(2, keepdims=True), 1e-9), "12-week mean of each": mean, "as last week": seen.y[:, -1:].repeat(HORIZON, 1)}
+        for name, amounts in ways.items():
+            said.setdefault(name, []).append(np.nan_to_num(amounts))
+        came.append(np.where(np.isnan(served.point[:, :1, None]), np.nan, y))
+        whole.append(y.sum(2, keepdims=True))
+    y, whole, said = np.stack(came, 1)[world.scored], np.stack(whole, 1)[world.scored], {k: np.stack(v, 1)[world.scored] for k, v in said.items()}
+    out = {}
+    for ahead in (1, 4):
+        at = (slice(None), slice(None), ahead - 1)
+        given = {k: v[at] / np.maximum(v[at].sum(-1, keepdims=True), 1e-9) * whole[at] for k, v in said.items() if k in SHARED}
+        out[f"{ahead} ahead"] = {"error": {k: plain(wape(y[at], v[at])) for k, v in said.items()}, "error, given the total": {k: plain(wape(y[at], v)) for k, v in given.items()},
+                                 "served against": {k: plain(paired_difference(y[at], said["served"][at], v[at])) for k, v in said.items() if k != "served"}}
+    return out
+
+
 def measure(world, python, spent):
     """Everything of one world."""
     peers = Peers(world, python)
     test, cpu, model = ours(world, spent)
-    more = quick(world, model, cpu) | peers.answers(cpu)
+    more = dueless(world, model, cpu, spent) | peers.answers(cpu)
     test = Backtest(test.user_ids, test.origins, test.mondays, test.y, test.scale, test.models | more)
     out = {"people": len(world.series), "weeks": len(world.series.mondays), "origins": world.origins.tolist(), "weights": [list(map(float, w)) for w in model.parameters.weights[:4]],
            "month_weights": list(map(float, model.parameters.month_weights)), "cpu": cpu, "equal": equal(test, world.scored)}
+    out["categories"] = by_category(world, model)
     out["groups"] = {name: scores(test.take(rows)) for name, rows in world.groups.items()}
     return out
 

@@ -12,7 +12,8 @@ from fincoach.data.population import generate
 from fincoach.data.sources import read_source
 from fincoach.evaluate.forecasts import origins
 from fincoach.features.ledger import Ledgers
-from fincoach.features.series import WeeklySeries, echo, weekly_series
+from fincoach.features.series import WeeklySeries, weekly_series
+from fincoach.serving.inputs import Known, known_ahead
 
 HORIZON, ORIGINS = 4, 12
 SEED = 20261121
@@ -22,7 +23,7 @@ SEED = 20261121
 class World:
     name: str
     series: WeeklySeries
-    echo: np.ndarray  # (n, W, 12)
+    echo: Known  # (n, W, 12): echo and dues
     groups: dict  # name -> row numbers of the people who are scored
     origins: np.ndarray  # week numbers
 
@@ -42,7 +43,7 @@ def world(name, frames, as_of, choose):
     """Series, echo and groups of a source; `choose` gives the groups of a series."""
     ledgers = Ledgers.from_frames(frames)
     series = weekly_series(ledgers, as_of or ledgers.last_day)
-    return World(name, series, echo(ledgers, series.mondays), choose(series), origins(series.mondays, count=ORIGINS, horizon=HORIZON))
+    return World(name, series, known_ahead(frames, series), choose(series), origins(series.mondays, count=ORIGINS, horizon=HORIZON))
 
 
 def households():

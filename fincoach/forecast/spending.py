@@ -7,12 +7,13 @@ __all__ = ['LEAST_WEEKS', 'SpendingConfig', 'Batch', 'SequenceDataLoader', 'LSTM
            'Cases', 'cases_of', 'Boosted', 'train_trees', 'as_trees', 'Parts', 'learn', 'choose', 'SpendingPredictor',
            'as_rivals', 'PredictionEvaluator', 'ForecastGenerator']
 
-# %% ../../nbs/forecast/spending.ipynb #a0cc2b4a
+# %% ../../nbs/forecast/spending.ipynb #a122035d
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -60,14 +61,14 @@ from fincoach.serving.inputs import (
 from ..serving.offsets import Offsets
 from ..serving.trees import Trees
 
-# %% ../../nbs/forecast/spending.ipynb #96b382d1
+# %% ../../nbs/forecast/spending.ipynb #9205d23a
 @dataclass(frozen=True)
 class SpendingConfig:
     """How the model is trained."""
 
     hidden: int = 32
     attention: bool = True
-    steps: int = 600  # of training at most; it ends before where people kept apart are told no better
+    steps: int = 500  # of training at most; it ends before where people kept apart are told no better
     epochs: int | None = None  # None: as many as make `steps`
     batch: int = 32
     origins: int = 10  # weeks of each window that are forecast from in a step
@@ -270,7 +271,7 @@ class _Pace:
         if step < self.turn and min(self.looks[-_PATIENCE:]) > before * (1 - _BETTER):
             self.turn = step
 
-# %% ../../nbs/forecast/spending.ipynb #c7450bf7
+# %% ../../nbs/forecast/spending.ipynb #13c29f78
 def train_network(loaders: Iterable[SequenceDataLoader], config: SpendingConfig = SpendingConfig()) -> tuple[LSTMSpendingModel, list[float]]:
     """A network trained on the batches of `loaders`, and the mean loss of each epoch. On a GPU where there is one.
 
@@ -279,12 +280,11 @@ def train_network(loaders: Iterable[SequenceDataLoader], config: SpendingConfig 
     torch.manual_seed(config.seed)
     device, rng = "cuda" if torch.cuda.is_available() else "cpu", np.random.default_rng([config.seed, 5])
     net = LSTMSpendingModel(config.hidden, config.attention).to(device)
-    sizes, unseen = zip(*((len(loader), loader.unseen() if k == 0 else []) for k, loader in enumerate(loaders)), strict=True)
-    per_epoch, unseen = max(sum(sizes), 1), [_on(b, device) for b in unseen[0]]
-    pace = _Pace(min((config.epochs or config.steps) * per_epoch, config.steps))
+    unseen = [_on(b, device) for b in next(iter(loaders)).unseen()]
+    pace = _Pace(min(config.epochs * sum(map(len, loaders)), config.steps) if config.epochs else config.steps)
     adam = torch.optim.Adam(net.parameters(), lr=config.rate, fused=True)
-    levels, losses = torch.tensor(QUANTILES, device=device), []
-    for step, b in enumerate(_endless(loaders)):
+    levels, losses = torch.tensor(QUANTILES, device=device), {}
+    for step, (epoch, b) in enumerate(_endless(loaders)):
         if (speed := pace(step)) is None:
             break
         adam.param_groups[0]["lr"] = config.rate * speed
@@ -294,12 +294,12 @@ def train_network(loaders: Iterable[SequenceDataLoader], config: SpendingConfig 
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         adam.step()
-        losses.append(loss.item())
+        losses.setdefault(epoch, []).append(loss.item())
         if unseen and step % _CHECK == _CHECK - 1:
             pace.look(step + 1, _told(net, unseen, levels))
-    return net.cpu().eval(), [float(np.mean(losses[i : i + per_epoch])) for i in range(0, len(losses), per_epoch)]
+    return net.cpu().eval(), [float(np.mean(values)) for values in losses.values()]
 
-# %% ../../nbs/forecast/spending.ipynb #c9b76a96
+# %% ../../nbs/forecast/spending.ipynb #857f07a1
 def _on(b: Batch, device: str) -> Batch:
     return b if device == "cpu" else Batch(*(t.to(device) for t in b))
 
@@ -310,15 +310,15 @@ def _told(net: LSTMSpendingModel, unseen: list[Batch], levels) -> float:
         return float(np.mean([_loss(net, b, levels).item() for b in unseen]))
 
 
-def _endless(loaders) -> Iterator[Batch]:
-    """Batches of all loaders, epoch after epoch."""
-    while True:
-        empty = True
+def _endless(loaders) -> Iterator[tuple[int, Batch]]:
+    """The number of the epoch and a batch, of all loaders, epoch after epoch."""
+    for epoch in count():
+        none = True
         for loader in loaders:
             for b in loader:
-                empty = False
-                yield b
-        if empty:
+                none = False
+                yield epoch, b
+        if none:
             raise ValueError("nobody has eight whole weeks with spending: there is nothing to train on")
 
 # %% ../../nbs/forecast/spending.ipynb #fa184e61
@@ -591,7 +591,7 @@ def _best_shares(series: WeeklySeries, echoes, origins, people: int = 400, steps
         adam.step()
     return tuple(tuple(map(float, row)) for row in nn.functional.softplus(raw.detach()).numpy())
 
-# %% ../../nbs/forecast/spending.ipynb #5146670a
+# %% ../../nbs/forecast/spending.ipynb #1db5d781
 class Parts(NamedTuple):
     """A trained network and trees, as trained and as served."""
 
@@ -624,7 +624,7 @@ def choose(early: Parts, series, echoes, back: int, config, grouped_by, segment_
     expected = [_expected(t.y[..., k].ravel(), middle[..., k].ravel(), wide(t.mean, k), wide(t.scale, k)) for k in (slice(a, b) for a, b in _BUCKETS)]
     rows = lambda a: tuple(tuple(map(float, r)) for r in a)  # noqa: E731
     return {"weights": rows(weights), "month_weights": tuple(map(float, month)), "expected": rows(np.concatenate([np.tile(e, (b - a, 1)) for e, (a, b) in zip(expected, _BUCKETS, strict=True)])),
-            "weekly": _widened(t, weights), "monthly": _widened_month(t, month), "shares": _best_shares(series, echoes, list(origins)[::2], seed=config.seed)}
+            "weekly": _widened(t, weights), "monthly": _widened_month(t, month), "shares": _best_shares(series, echoes, list(origins)[::2], seed=config.seed), "alone": _best_shares(series, Known.of(echoes).echo, list(origins)[::2], seed=config.seed)}
 
 # %% ../../nbs/forecast/spending.ipynb #5432091a
 LEAST_WEEKS = 20  # of a series that can be learned from

@@ -428,7 +428,7 @@ def opinions(network: SequenceNetwork, trees: Trees, told: Look) -> Opinions:
     each = [trees(TREES[0] if h == 0 else TREES[1], told.by_week(h)) for h in range(HORIZON)]
     return Opinions(weekly * unit[..., None], MONTH * month * unit, np.stack(each, 1) * unit, MONTH * trees(TREES[2], told.by_month()) * told.scale, told.mean, told.scale)
 
-# %% ../../nbs/serving/forecast.ipynb #aac919b0
+# %% ../../nbs/serving/forecast.ipynb #1d3a1795
 FORMAT = 2
 _INPUTS = {"weeks": WEEK, "ahead": AHEAD, "trees": BY_WEEK, "month": BY_MONTH}
 
@@ -438,7 +438,7 @@ class SpendingParameters:
     """What turns opinions into forecasts. Raises `ParametersError` when it does not fit together.
 
     `weights` (H, 3) and `month_weights` (3,) say how much each of `VOICES` counts; `expected` (H, 3) make the expected amount of the point,
-    the twelve-week mean and the scale; `shares` (C, `TELLERS`) tell where it goes, () by past weeks alone; `weekly` and `monthly` widen the ranges by group, which is of
+    the twelve-week mean and the scale; `shares` (C, `TELLERS`) tell where it goes, `alone` where no dues are known, () by past weeks alone; `weekly` and `monthly` widen the ranges by group, which is of
     'activity', of 'segment' or of 'both' as `grouped_by` says; `chances` are the numbers for `offsets.set_right`, of the chance that a month comes to more
     than an amount; `inputs` are the names of what the models read.
     """
@@ -455,6 +455,7 @@ class SpendingParameters:
     weekly: Offsets
     monthly: Offsets
     segmentation: str = ""
+    alone: tuple[tuple[float, ...], ...] = ()
     chances: tuple[float, ...] = AS_SAID
     inputs: dict = None
     format: int = FORMAT
@@ -473,7 +474,9 @@ class SpendingParameters:
         keep("expected", _grid(self.expected, "expected", HORIZON, 3))
         keep("chances", _grid([self.chances], "chances", 1, 3)[0])
         _need(min(self.chances[:2]) > 0, "chances: the first two numbers must be above 0, or a higher chance would not stay the higher")
-        keep("shares", _grid(self.shares, "shares", len(self.categories) if self.shares else 0, TELLERS, 0.0))
+        for name in ("shares", "alone"):
+            found = getattr(self, name)
+            keep(name, _grid(found, name, len(self.categories) if found else 0, TELLERS, 0.0))
         named = {k: list(v) for k, v in _INPUTS.items()}
         _need(self.inputs is None or self.inputs == named, "the models read other inputs than this FinCoach makes: train them again")
         keep("inputs", named)
@@ -590,7 +593,7 @@ def groups_of(grouped_by: str, y, begins, segment_ids=None) -> np.ndarray:
     alone = activity(y, begins)
     return np.where(known, np.char.add(np.char.add(alone, AND), named), alone)
 
-# %% ../../nbs/serving/forecast.ipynb #97c48d83
+# %% ../../nbs/serving/forecast.ipynb #be9c489a
 def _newest(told, n: int) -> Known:
     """What is known at the newest week: (n, H)."""
     known = Known.of(told)
@@ -602,10 +605,11 @@ def _newest(told, n: int) -> Known:
 
 def _shares_of(parameters: SpendingParameters, series, p: _Past, due) -> np.ndarray:
     """Shares of the series' categories (n, H, C): by the learned weights; a category that training did not know has the mean of the others'."""
-    if not parameters.shares:
+    weights = parameters.alone if due is None else parameters.shares
+    if not weights:
         return _shares_in(p)
-    known = dict(zip(parameters.categories, parameters.shares, strict=True))
-    spare = tuple(np.mean(parameters.shares, axis=0))
+    known = dict(zip(parameters.categories, weights, strict=True))
+    spare = tuple(np.mean(weights, axis=0))
     return _shares_told(p, [known.get(int(c), spare) for c in series.categories], due)
 
 # %% ../../nbs/serving/forecast.ipynb #04597867
