@@ -381,6 +381,18 @@ def test_rows_loaded_at_once_and_rows_put_over_others_are_noticed(engine):
     assert changed(engine, sa.text(f"{verb} transactions (id, user_id, occurred_at, amount_minor, currency, category_id) VALUES (900009, 4, {moment}, -1, 'EUR', 9){tail}")) == {4}
 
 
+def test_many_rows_loaded_at_once_renew_each_person_once_and_leave_the_triggers_standing(engine):
+    many = pl.DataFrame({"id": range(910_000, 912_000), "user_id": [3, 5] * 1000, "occurred_at": [NOW] * 2000, "amount_minor": [-5] * 2000, "currency": ["EUR"] * 2000, "category_id": [9] * 2000})
+    before = revisions(engine)
+    load(engine, {"transactions": many})
+    now = revisions(engine)
+    assert {u for u, r in now.items() if before[u] != r} == {3, 5}
+    with pytest.raises(DatabaseError, match="nothing was loaded"):
+        load(engine, {"transactions": many})
+    assert revisions(engine) == now
+    assert changed(engine, sa.insert(TABLES["transactions"]).values(user_id=4, **ROW)) == {4}
+
+
 def test_somebody_new_with_an_old_number_gets_nobodys_answers(engine):
     """People are erased; their number is given again; a fresh revision, whatever was there before."""
     cache, person = PredictionCache(engine), {"id": 99, "external_id": "first", "timezone": "UTC", "currency": "EUR", "created_at": NOW}

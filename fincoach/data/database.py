@@ -414,7 +414,23 @@ def _refused(error) -> str:
     place = f"row {int(line[1]) - 1} of {about.table_name}" if line else about.table_name
     return f"{place}: {about.message_detail or about.message_primary}"
 
-# %% ../../nbs/data/database.ipynb #235ac9b7
+# %% ../../nbs/data/database.ipynb #5bd927d7
+@contextmanager
+def _renewed_once(connection: sa.Connection, frames: Frames):
+    """Renews the revisions of all who have rows in the large tables of `frames` once, after the loading inside."""
+    large = [frames[n] for n in ("transactions", "user_purchases") if n in frames and connection.dialect.name == "sqlite"]
+    people = pl.concat([f["user_id"] for f in large]).unique().to_list() if sum(map(len, large)) > 1_000 else []
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name IN ('revise_transactions_insert', 'revise_user_purchases_insert')"
+    aside = connection.exec_driver_sql(query).all() if people else []
+    for name, _ in aside:
+        connection.exec_driver_sql(f"DROP TRIGGER {name}")
+    yield
+    for _, made in aside:
+        connection.exec_driver_sql(made)
+    if people:
+        connection.exec_driver_sql("UPDATE user_revisions SET revision = random() WHERE user_id = ?", [(p,) for p in people])
+
+# %% ../../nbs/data/database.ipynb #5254bb79
 def _number_on(connection: sa.Connection, table: sa.Table) -> None:
     """Makes PostgreSQL give the next row a number after those that were loaded; SQLite does so by itself."""
     column = table.autoincrement_column
@@ -438,7 +454,7 @@ def load(engine: sa.Engine, frames: Frames, progress: bool = False) -> dict[str,
         check_references(frames, connection)
         total = sum(map(len, frames.values()))
         try:
-            with tqdm(total=total, desc="loading", unit=" rows", unit_scale=True, disable=not progress) as bar:
+            with tqdm(total=total, desc="loading", unit=" rows", unit_scale=True, disable=not progress) as bar, _renewed_once(connection, frames):
                 cursor = connection.connection.cursor()
                 for name, frame in frames.items():
                     columns = ", ".join(map(engine.dialect.identifier_preparer.quote, frame.columns))

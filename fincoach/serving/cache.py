@@ -211,7 +211,7 @@ def sweep(engine: sa.Engine, now: datetime) -> int:
         line.raw.commit()
     return gone
 
-# %% ../../nbs/serving/cache.ipynb #6677cb9a
+# %% ../../nbs/serving/cache.ipynb #a034e0d1
 _OWN = "SELECT (SELECT revision FROM user_revisions WHERE user_id = ?), (SELECT revision FROM user_revisions WHERE user_id = 0)"
 State = tuple[int, int]  # the person's revision and everybody's
 
@@ -226,7 +226,7 @@ class _Inline:
 
     def read(self, user_id: int) -> State | None:
         """The state of a person now; None for nobody. Raises `DatabaseError`."""
-        with self._lock, explained(self.engine):
+        with self._lock:
             try:
                 if self._line is None or (self._file and os.stat(self._file[0]).st_ino != self._file[1]):
                     self._open()
@@ -236,7 +236,8 @@ class _Inline:
                 raise DatabaseError(f"there is no database at {self._where} any more") from None
             except BaseException:
                 self._shut()
-                raise
+                with explained(self.engine):
+                    raise
         return None if own is None else (own, everybody)
 
     def _open(self):
