@@ -1038,7 +1038,7 @@ def _told(rows: _Payments, order: np.ndarray, begins: np.ndarray, group: np.ndar
     return _Told([ids[i] for i in chosen], [places[i] for i in chosen], list(rows.name[at]), user[by], rows.income[group[by]], numbers[by], confidence[by],
                  (numbers[by, 10] > 0) | (whole[by, 1] == 0), whole[by], amounts[by], parts[by, 1], begins[by], begins[by + 1], day, rows.id[order], changes)
 
-# %% ../../nbs/features/recurring.ipynb #44ab2b43
+# %% ../../nbs/features/recurring.ipynb #62bc4a89
 _SCHEMA = {"user_id": pl.Int64, "stream_id": pl.String, "direction": pl.String, "merchant": pl.String, "category_id": pl.Int64, "account": pl.String, "currency": pl.String,
            "frequency": pl.String, "period_days": pl.Float64, "anchor": pl.Int64, "phase": pl.Int64, "shift": pl.String, "count": pl.Int64, "first_date": pl.Date,
            "last_date": pl.Date, "next_date": pl.Date, "next_low": pl.Date, "next_high": pl.Date, "amount_minor": pl.Int64, "last_minor": pl.Int64, "low_minor": pl.Int64,
@@ -1080,7 +1080,7 @@ def _lists(told: _Told) -> list[pl.Series]:
 
 def _frame_of(told: _Told) -> pl.DataFrame:
     """The frame of streams (see `RecurringStreams`)."""
-    kind, n, count = told.numbers[:, 1].astype(np.int64), len(told.stream_id), told.ends - told.begins
+    kind, count = told.numbers[:, 1].astype(np.int64), told.ends - told.begins
     status = np.where(told.ended, "ended", np.where(count >= np.where(kind == _YEARLY, 2, 3), "mature", "early")).tolist()
     days = np.where(told.ended[:, None], _NEVER, told.numbers[:, 6:9].astype(np.int64))
     names, shifts = [r.name for r in RHYTHMS], ("none", "after", "before")
@@ -1318,7 +1318,8 @@ def _all_falls(calendars, income, days, ends, missed, left, first, last, today, 
         counts[i] = _falls(calendar, income[i], days[begin:ends[i]], missed[i], left[i], first, last, today, out[places[i]:places[i + 1]])
         begin = ends[i]
 
-# %% ../../nbs/features/recurring.ipynb #08cf2aef
+# %% ../../nbs/features/recurring.ipynb #6322a01b
+_FADES = 0.01 / 30.44  # how fast streams end, a day: counted on made-up people and on a bank's accounts (benchmarks/recurring/dues.py)
 _KIND = {r.name: i for i, r in enumerate(RHYTHMS)}
 _SHIFT = {"none": 0, "after": 1, "before": -1}
 
@@ -1372,7 +1373,8 @@ def _comes(live: _Live, at: np.ndarray, ahead: np.ndarray) -> np.ndarray:
     doubt = (lived - live.count + 1) / (lived + 20)  # the chance that a due date is left out
     alive = (doubt * (1 - _ENDS)) ** live.missed
     gone = _ENDS * (1 - alive) / (1 - doubt * (1 - _ENDS))
-    return (live.confidence * alive / (alive + gone))[at] * (1 - _ENDS) ** ahead * (1 - doubt)[at]
+    lasts = np.exp(-_FADES * ahead * _DAYS[live.calendar[at, 0]])
+    return (live.confidence * alive / (alive + gone))[at] * lasts * (1 - doubt)[at]
 
 # %% ../../nbs/features/recurring.ipynb #0f650aab
 class Stream(NamedTuple):
@@ -1449,27 +1451,29 @@ def dues(streams: RecurringStreams, first: date, last: date) -> pl.DataFrame:
     values = (live.user_id[at], *texts, *map(_dates_of, days.T), *live.amounts[at].T, chance)
     return pl.DataFrame(dict(zip(_DUE, values, strict=True)), schema=_DUE)
 
-# %% ../../nbs/features/recurring.ipynb #08c5e42e
+# %% ../../nbs/features/recurring.ipynb #f86ff5b0
 def due_weeks(due: pl.DataFrame, user_ids, mondays, categories) -> np.ndarray:
     """(people, weeks, categories) float64: spending that is known to fall due, in major units, times the chance that it comes.
 
     `due` are rows of `dues`; `mondays` are day numbers after 1970 of the Mondays of weeks, ascending; `categories` are category ids.
     """
-    return _summed(due, user_ids, mondays, categories, range(len(categories)), len(categories))
+    day, chance, amount = due["day"].to_physical().to_numpy(), due["confidence"].to_numpy(), due["amount_minor"].to_numpy()
+    category = due["category_id"].fill_null(-1).to_numpy()
+    return _summed((due["user_id"].to_numpy(), day, category, due["currency"].to_list(), amount, chance), user_ids, mondays, categories, range(len(categories)), len(categories))
 
 
-def _summed(due: pl.DataFrame, user_ids, mondays, categories, column, columns: int) -> np.ndarray:
-    """`due_weeks` with category number `i` added to column `column[i]` of `columns`."""
+def _summed(due: tuple, user_ids, mondays, categories, column, columns: int) -> np.ndarray:
+    """`due_weeks` of (user, day, category, currency, amount, chance), category number `i` of `categories` added to column `column[i]` of `columns`."""
+    user, day, category, currency, amount, chance = due
     user_ids, mondays, categories = (np.asarray(x, np.int64) for x in (user_ids, mondays, categories))
-    day = due["day"].to_physical().to_numpy()
     week = np.searchsorted(mondays, day, side="right") - 1
-    inside = (week >= 0) & (day < mondays[week] + 7) if len(mondays) else np.zeros(len(due), bool)
-    person, mine = _place(user_ids, due["user_id"].to_numpy())
-    category, known = _place(categories, due["category_id"].fill_null(-1).to_numpy())
-    units = {c: unit_of(c) for c in due["currency"].unique()}
-    money = -due["amount_minor"].to_numpy() * due["confidence"].to_numpy() * np.array([units[c] for c in due["currency"]], float)
+    inside = (week >= 0) & (day < mondays[week] + 7) if len(mondays) else np.zeros(len(day), bool)
+    person, mine = _place(user_ids, user)
+    number, known = _place(categories, category)
+    units = {c: unit_of(c) for c in set(currency)}
+    money = -amount * chance * np.array([units[c] for c in currency], float)
     total, keep = np.zeros((len(user_ids), len(mondays), columns)), inside & mine & known
-    np.add.at(total, (person[keep], week[keep], np.asarray(column, np.int64)[category[keep]]), money[keep])
+    np.add.at(total, (person[keep], week[keep], np.asarray(column, np.int64)[number[keep]]), money[keep])
     return total
 
 
@@ -1493,7 +1497,7 @@ def _until(rows: _Payments, today: int) -> _Payments:
     arrays = (getattr(rows, name)[keep] for name in ("day", "amount", "category", "id", "at", "of"))
     return _Payments(rows.groups[some], rows.income[some], np.concatenate([[0], np.cumsum(counts[some])]), *arrays, rows.name.filter(keep))
 
-# %% ../../nbs/features/recurring.ipynb #f4a58590
+# %% ../../nbs/features/recurring.ipynb #aff2b788
 def dues_ahead(streams: RecurringStreams, user_ids, horizon: int = 12, categories=None, weeks: int = 1, currencies: dict | None = None) -> np.ndarray:
     """(people, weeks, horizon) float64: spending known to fall due in the `horizon` weeks after each of `weeks` Sundays, `streams.as_of` the first.
 
@@ -1506,9 +1510,11 @@ def dues_ahead(streams: RecurringStreams, user_ids, horizon: int = 12, categorie
     ids = sorted((c.id for c in CATEGORIES if c.kind in _SPENDS) if categories is None else categories) if together else categories
     reach = weeks - 1 + horizon
     mondays = day_number(streams.as_of) + 1 + 7 * np.arange(reach)
-    due = dues(streams, streams.as_of + timedelta(days=1), streams.as_of + timedelta(days=7 * reach))
-    if currencies is not None:
-        due = due.filter(pl.col("currency") == pl.col("user_id").replace_strict(currencies, return_dtype=pl.String, default=None))
+    live, at, days, chance = coming(streams, streams.as_of + timedelta(days=1), streams.as_of + timedelta(days=7 * reach))
+    own = np.array([currencies is None or currencies.get(u) == c for u, c in zip(live.user_id.tolist(), live.currency, strict=True)], bool)
+    keep, category = own[at], np.array([-1 if c is None else c for c in live.category], np.int64)
+    at = at[keep]
+    due = live.user_id[at], days[keep, 0], category[at], [live.currency[i] for i in at.tolist()], live.amounts[at, 0], chance[keep]
     grid = _summed(due, user_ids, mondays, ids, np.zeros(len(ids), int) if together else np.arange(len(ids)), 1 if together else len(ids))
     ahead = grid[:, np.arange(weeks)[:, None] + np.arange(horizon)]
     return ahead[..., 0] if together else ahead
