@@ -248,6 +248,22 @@ def test_every_answer_is_in_order(served):
     assert "no trained model" in plain.status.why_rules
 
 
+@pytest.mark.parametrize("way", ["model", "counting"])
+def test_everybody_s_goals_in_one_call_are_those_of_single_answers(served, people, way):
+    engine, artifacts, _ = served
+    service, day = GoalPredictionService(engine, artifacts if way == "model" else artifacts / "none"), date(2025, 9, 30)
+    told = service.predict_all(day)
+    assert told.made_by == way
+    table = told.to_frame().filter(pl.col("user_id") <= 12)
+    assert set(table["status"]) >= {"open", "reached"}
+    for row in table.iter_rows(named=True):
+        alone = service.predict_goal_achievement(row["user_id"], row["goal_id"], day)
+        assert row == {n: getattr(alone, n) if alone.chance is not None or n != "confidence" else None for n in row}
+    if way == "model":
+        some = {n: f.filter(pl.col("id" if n == "users" else "user_id") <= 200) for n, f in people.frames.items() if n in ("users", "user_profiles", "transactions", "financial_goals")}
+        assert told.to_frame().equals(service.predict_all(day, people.frames | some).to_frame())
+
+
 def test_strangers_and_damage(served, tmp_path):
     engine, artifacts, alive = served
     service, (user, goal) = GoalPredictionService(engine, artifacts), alive.select("user_id", "id").row(0)

@@ -39,6 +39,7 @@ from fincoach.serving.health import (
     HealthParameters,
     Outlook,
     judge_stress,
+    outlooks,
 )
 from fincoach.serving.inference import ParametersError
 
@@ -139,6 +140,21 @@ def test_everybody_gets_answers_that_agree_and_words_that_do_not_judge(world):
             key = ("zero" if f.below == 0 else "buffer") + ("_4" if f.days == 28 else "_12")
             assert o.stress.measures[key] == f.chance
         assert "<svg" in o.to_html()
+
+
+def test_everybody_in_one_call_is_each_one_alone(world):
+    population, snapshot, engine, folder = world
+    service = FinancialHealthForecaster(engine, folder / "nothing")
+    told = list(outlooks(engine, DAY, size=11))
+    assert [o.balance.user_id for o in told] == list(range(1, 41))
+    assert all(o == service.outlook(o.balance.user_id, DAY) for o in told[::4])
+    assert told == list(outlooks(engine, DAY))
+    few = {n: f.filter(pl.col("id" if n == "users" else "user_id") <= 12) for n, f in population.frames.items() if n in ("users", "user_profiles", "transactions")}
+    table = service.outlook_all(DAY, population.frames | few).to_frame()
+    assert table.equals(service.outlook_all(DAY, snapshot).to_frame().filter(pl.col("user_id") <= 12))
+    assert table["zero_12"].is_between(0, 1).all()
+    nobody = {n: f.clear() for n, f in population.frames.items() if n != "categories"} | {"categories": population.frames["categories"]}
+    assert len(service.outlook_all(DAY, nobody)) == 0
 
 
 def test_unknown_people_and_unknown_balances(world):
