@@ -472,7 +472,7 @@ def _written(writer: _Writer, events: Sequence[Event]) -> list[str]:
         return ["stored"] * len(rows)
     return [why.get(key) or ("stored" if first[key] == i else "repeated") for i, e in enumerate(events) for key in [(e.user_id, e.event_id)]]
 
-# %% ../../nbs/serving/events.ipynb #d2d3cac7
+# %% ../../nbs/serving/events.ipynb #53690497
 ROWS, TRACKED, EVERY, PAUSE = 500, 10, 1.0, 0.2
 
 
@@ -495,7 +495,7 @@ class _Ticket:
     def __init__(self, events, future, loop=None):
         self.events, self.future, self.loop, self.given_up = events, future, loop, False
 
-
+# %% ../../nbs/serving/events.ipynb #3d77bed2
 class _Queue:
     """What waits to be written; for any number of threads that put, and one that takes."""
 
