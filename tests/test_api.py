@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from threading import Thread
@@ -74,13 +75,14 @@ def home(world, tmp_path_factory):  # noqa: F811
 @pytest.fixture(scope="module")
 def asker(home):
     """Person 1, asking an app on 60 people, with a trained segmentation and no other model, on 1 September 2024."""
-    app = create_app(parts_of(f"sqlite:///{home}/people.db", home / "artifacts", Clock.of_day(DAY), KEY, WIDE), WIDE)
+    app = app_on(f"sqlite:///{home}/people.db", home / "artifacts")
     with TestClient(app, raise_server_exceptions=False) as client:
         yield Asker(app, client)
 
 
-def app_on(database, artifacts, **kw):
-    return create_app(parts_of(database, artifacts, Clock.of_day(DAY), KEY, WIDE, **kw), WIDE)
+def app_on(database, artifacts, clock=None, pool=None):
+    """An app on 1 September 2024; it may take its time, since features may have to be compiled first."""
+    return create_app(parts_of(database, artifacts, clock or Clock.of_day(DAY), KEY, WIDE, pool or Pool(budget=120)), WIDE)
 
 
 # Answers
@@ -308,7 +310,7 @@ def test_damaged_artifacts_are_answered_by_rules_that_say_so(own_home):
 
 def test_a_clock_that_is_set_back_gives_no_answer_from_the_future(home):
     clock = Clock.of_day(DAY)
-    app = create_app(parts_of(f"sqlite:///{home}/people.db", home / "artifacts", clock, KEY, WIDE), WIDE)
+    app = app_on(f"sqlite:///{home}/people.db", home / "artifacts", clock)
     with TestClient(app, raise_server_exceptions=False) as client:
         me = Asker(app, client, "person-00020")
         ahead = me.get("/coaching/user-segment").json()
@@ -526,10 +528,13 @@ def test_postgresql_that_hangs_or_dies_is_told_and_found_again(home):
                         (Path(folder) / left).unlink()
                     running.ensure_postgres_running()
                 for _ in range(40):
-                    if (again := me.get("/coaching/user-segment")).json()["warnings"] == kept["warnings"]:
+                    if (again := me.get("/coaching/user-segment")).json().get("warnings") == kept["warnings"]:
                         break
-                    time.sleep(0.1)
+                    time.sleep(0.25)
                 assert again.json() == kept
                 assert me.get("/coaching/segment-insights").status_code == 200
     finally:
+        with suppress(OSError):
+            for p in processes_of(folder):
+                os.kill(p, signal.SIGCONT)
         running.cleanup()

@@ -7,14 +7,14 @@ __all__ = ['COACHING', 'RequestId', 'Buffer', 'Number', 'segment_info', 'segment
            'goal_probability', 'financial_forecast', 'behavioral_insights', 'recommendation', 'decided_for',
            'take_feedback', 'coaching_router']
 
-# %% ../../nbs/api/coaching.ipynb #b43cc7e3
+# %% ../../nbs/api/coaching.ipynb #db95104c
 from datetime import date, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
 from starlette.responses import Response
 
-from .asking import AsOf, Endpoint, Look, Parts, Problem, Strict, add_endpoint, problems, respond, stored
+from .asking import AsOf, Direct, Endpoint, Look, Parts, Problem, add_endpoint, problems, respond, stored
 from .financial import segment_comparison
 from fincoach.api.schemas import (
     Alternative, BehavioralInsight, BehavioralInsights, EarlyWarning, EnhancedAIRecommendation, Engagement, Evidence, ExpectedPayment, Factor, Fall, Fan, FeedbackTaken, FinancialForecast,
@@ -254,10 +254,10 @@ RequestId = Annotated[str | None, Query(min_length=1, max_length=64, pattern=r"^
 Buffer = Annotated[int | None, Query(ge=0, le=10**12, description="what the balance should not fall below, in minor units (default: a week of the person's spending)")]
 Number = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
-# %% ../../nbs/api/coaching.ipynb #7d07709a
+# %% ../../nbs/api/coaching.ipynb #1588be96
 def coaching_router(parts: Parts, own) -> APIRouter:
     """The routes below /coaching; `own` is the dependency that says whom a request is about (its result has a `user_id`)."""
-    router = APIRouter(prefix="/coaching", tags=["coaching"], route_class=Strict)
+    router = APIRouter(prefix="/coaching", tags=["coaching"], route_class=Direct)
     for e in COACHING:
         add_endpoint(router, parts, own, e)
     _add_forecasts(router, parts, own)

@@ -7,14 +7,14 @@ __all__ = ['WEEKDAYS', 'PARTS_OF_MONTH', 'ALIKE', 'FINANCIAL', 'by_weekday', 'by
            'spending_patterns', 'category_preferences', 'state_of', 'financial_personality', 'standing_of',
            'peer_comparison', 'segment_comparison', 'financial_router']
 
-# %% ../../nbs/api/financial.ipynb #c5052b4d
+# %% ../../nbs/api/financial.ipynb #b5a5e149
 from datetime import date
 from typing import NamedTuple
 
 import numpy as np
 from fastapi import APIRouter
 
-from .asking import Endpoint, Look, Parts, add_endpoint
+from .asking import Direct, Endpoint, Look, Parts, add_endpoint
 from fincoach.api.schemas import (
     CategoryPreference, CategoryPreferences, EnhancedFinancialState, FinancialPersonality, PeerStanding, RecurringPayment, SpendingPatterns, Standing, Trait,
 )
@@ -201,7 +201,7 @@ def segment_comparison(look: Look) -> PeerStanding:
     """Where a person stands among all people of their segment."""
     return standing_of(look)
 
-# %% ../../nbs/api/financial.ipynb #4e3cbae3
+# %% ../../nbs/api/financial.ipynb #7355287f
 FINANCIAL = (
     Endpoint("/spending-patterns", spending_patterns, SpendingPatterns, "habits", "patterns", ("segmentation",), "When does the person spend?"),
     Endpoint("/category-preferences", category_preferences, CategoryPreferences, "habits", "categories", ("segmentation",), "On what does the person spend?"),
@@ -212,7 +212,7 @@ FINANCIAL = (
 
 def financial_router(parts: Parts, own) -> APIRouter:
     """The routes below /financial; `own` is the dependency that says whom a request is about."""
-    router = APIRouter(prefix="/financial", tags=["financial"])
+    router = APIRouter(prefix="/financial", tags=["financial"], route_class=Direct)
     for e in FINANCIAL:
         add_endpoint(router, parts, own, e)
     return router
