@@ -498,7 +498,7 @@ def _rights(args, settings: Settings) -> Outcome:
     done = act(engine, user, places, now, forget_person)
     return Outcome(done._asdict(), _erased(done))
 
-# %% ../nbs/cli.ipynb #a312860e
+# %% ../nbs/cli.ipynb #9cb7d113
 def _erased(done) -> str:
     """What an erasure did, in words."""
     more = [] if done.name_sought else ["the name is too short, or a number: reports were not searched for it"]
@@ -508,7 +508,7 @@ def _erased(done) -> str:
     head = f"{done.kind} done: {rows}, {done.versions} versions of models that held a row"
     return "\n  ".join([head, *more])
 
-
+# %% ../nbs/cli.ipynb #e0e958a6
 def _export_person(engine, user: int, path: Path, now) -> Outcome:
     """All rows of a person as a JSON file that only its owner may read; noted in the log."""
     from fincoach.data import audit, rights
