@@ -39,6 +39,7 @@ from fincoach.api.access import (
     revoke,
 )
 from fincoach.api.app import create_app, parts_of
+from fincoach.api.asking import Pool
 from fincoach.data import audit, rights
 from fincoach.data.database import connect, load, upgrade
 from fincoach.data.population import generate
@@ -72,7 +73,9 @@ def place(tmp_path_factory):
 @pytest.fixture
 def app(place):
     folder, engine, _, _ = place
-    made = create_app(parts_of(engine, folder / "artifacts", environ=ENVIRON, limits=FREE), FREE)
+    made = create_app(parts_of(engine, folder / "artifacts", environ=ENVIRON, limits=FREE, pool=Pool(budget=60)), FREE)
+    made.state.fincoach.access.reads.patience = 60  # a machine that is busy is not what is tested here
+    made.state.fincoach.access.notes.aside.patience = 60
     yield made
     for name in ("erasures", "access", "manager", "cache", "pool", "batcher"):
         getattr(made.state.fincoach, name).close()
@@ -445,6 +448,7 @@ def test_a_slow_database_is_waited_for_with_limited_patience(small, monkeypatch)
 def test_an_operator_who_cannot_be_noted_gets_nothing_and_a_refusal_stays_one(place, app):
     """The writer's lock is really held."""
     _, engine, names, _ = place
+    app.state.fincoach.access.notes.aside.patience = 0.5
     with engine.connect() as c:
         c.exec_driver_sql("ROLLBACK")
         c.exec_driver_sql("BEGIN IMMEDIATE")
