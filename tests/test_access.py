@@ -466,6 +466,21 @@ def test_an_operator_who_cannot_be_noted_gets_nothing_and_a_refusal_stays_one(pl
     assert int(admin.headers["retry-after"]) >= 1
 
 
+def test_the_newest_mark_is_kept_and_a_mark_that_cannot_be_is_counted(small, tmp_path):
+    """A log that is cut at its end is found out; a folder that is a file stops nobody."""
+    (one, _), _, _ = small
+    caller = access_.Caller(None, "night-shift", "admin", "t")
+    one.notes.mark = tmp_path / "audit.mark"
+    for _ in range(3):
+        run(one.notes.note(caller, "access", 1))
+    with one.engine.begin() as c:
+        c.execute(sa.delete(TABLES["audit_log"]).where(TABLES["audit_log"].c.id == 3))
+    assert "rows after 2 were removed" in audit.verify(one.engine, (audit.kept_mark(one.notes.mark),)).broken
+    one.notes.mark = tmp_path / "audit.mark" / "deeper"
+    run(one.notes.note(caller, "access", 1))
+    assert one.notes.counts["mark not kept"] == 1
+
+
 # --- floods and bodies ---------------------------------------------------------------------------------------------
 
 

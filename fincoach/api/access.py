@@ -299,7 +299,7 @@ class Standing:
         finally:
             self._task = None
 
-# %% ../../nbs/api/access.ipynb #2898e0dd
+# %% ../../nbs/api/access.ipynb #198d6fea
 class Notes:
     """Writes the audit log for the API, and its newest mark to the file `mark`. `counts` says how often it refused, and why."""
 
@@ -317,8 +317,11 @@ class Notes:
             actor = audit.operator(caller.subject) if caller.user_id is None else audit.alias(connection, caller.user_id)
             target = target if about is None else audit.alias(connection, about)
             mark = audit.record(connection, audit.Entry(actor, caller.role, action, target, outcome, details), _moment(self.now))
-        if self.mark is not None:
-            audit.keep_mark(self.mark, mark)
+        try:
+            if self.mark is not None:
+                audit.keep_mark(self.mark, mark)
+        except (OSError, audit.AuditError):  # the row is stored, and that counts
+            self.counts["mark not kept"] += 1
 
     async def refuse(self, caller: Caller, why: str, about: int | None, request: Request, refusal: Refused) -> Refused:
         """`refusal`, after it was noted that `caller` was refused, and about whom."""

@@ -144,7 +144,7 @@ def parts_of(database: str | sa.Engine, artifacts: str | Path, clock: Clock | No
     only the artifacts).
     """
     engine, artifacts = _engine_for(database), Path(artifacts)
-    access, batcher = Access(engine, keys_from(environ), limits), EventBatcher(engine)
+    access, batcher = Access(engine, keys_from(environ), limits, mark=places and places.work / "audit.mark"), EventBatcher(engine)
     return Parts(engine, EnhancedModelManager(engine, artifacts), PredictionCache(engine), clock or Clock(), pool or Pool(), access=access, batcher=batcher,
                  events=BehavioralEventService(engine, batcher), erasures=Erasures(access, places or Places(artifacts, artifacts, artifacts)), metrics=Metrics())
 
