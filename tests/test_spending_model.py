@@ -17,6 +17,7 @@ from fincoach.evaluate.forecasts import leaks
 from fincoach.features.ledger import Ledgers
 from fincoach.features.recurring import detect_spending_cycles
 from fincoach.features.series import WeeklySeries, person_series, weekly_series
+from fincoach.forecast import spending
 from fincoach.forecast.spending import (
     ForecastGenerator,
     PredictionEvaluator,
@@ -390,15 +391,22 @@ def test_people_may_come_block_by_block_and_only_one_or_two_blocks_are_there_at_
     assert all(torch.isfinite(p).all() for p in net.parameters())
 
 
-def test_training_ends_early_where_it_no_longer_helps_people_kept_apart(made):
-    noise = np.random.default_rng(0).lognormal(4, 1, made.series.total.shape)  # nothing to learn but the level
-    series = WeeklySeries(made.series.user_ids, made.series.mondays, noise[..., None], made.series.begins, np.array([8]))
-    empty = np.full((PEOPLE, noise.shape[1], HORIZON), np.nan)
-    loader = SequenceDataLoader(series, empty, batch=16, origins=4)
-    assert len(loader.apart) == PEOPLE // 10
-    assert not set(loader.apart) & set(loader.people)
-    _, losses = train_network([loader], SpendingConfig(steps=600, hidden=8, attention=False))
-    assert len(losses) * len(loader) < 0.9 * 600
+def test_training_ends_early_where_people_kept_apart_are_told_no_better(made, monkeypatch):
+    small = SpendingConfig(steps=400, hidden=4, attention=False)
+
+    def steps(told):
+        loader = SequenceDataLoader(made.series, made.echoes, batch=16, origins=2)
+        assert len(loader.apart) == PEOPLE // 10
+        assert not set(loader.apart) & set(loader.people)
+        drawn, draw = [], loader._drawn
+        monkeypatch.setattr(loader, "_drawn", lambda rows: drawn.append(0) or draw(rows))
+        monkeypatch.setattr(spending, "_told", told)
+        train_network([loader], small)
+        return len(drawn)
+
+    better = iter(np.linspace(2, 1, 50))
+    assert steps(lambda *given: next(better)) > 400
+    assert 350 < steps(lambda *given: 1.0) < 355  # two looks in vain end the fast part; one window is of the people apart
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
