@@ -198,7 +198,7 @@ def test_two_loaders_in_opposite_order_are_told_to_try_again(engine):
             with database.explained(mine), writing(mine) as c:
                 cursor = c.connection.cursor()
                 for k, i in enumerate(ids):
-                    frame = database.conform({"transactions": rows((i,))})["transactions"]
+                    frame = database.conform({"transactions": rows((i,), user_id=i)})["transactions"]
                     database._copy(cursor, f"transactions ({', '.join(frame.columns)})", frame, database.tqdm(disable=True))
                     if k == 0:
                         turn.wait(10)

@@ -27,6 +27,7 @@ WATCHED = {
 }
 CHANGES = {"insert": ("NEW",), "update": ("OLD", "NEW"), "delete": ("OLD",)}
 FRESH = "CAST(random() * 9223372036854775000 AS BIGINT)"  # PostgreSQL's; random() is a whole number on SQLite
+AS_OWNER = "RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT"  # so that whoever may write rows need not be let in here
 
 
 def _sqlite():
@@ -63,9 +64,9 @@ def watch():
         return
     for table, change, steps in _postgresql():
         name, seen = f"revise_{table}_{change}", " ".join(f"{r} TABLE AS {r.lower()}_rows" for r in CHANGES[change])
-        op.execute(f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {'; '.join(steps)}; RETURN NULL; END $$")
+        op.execute(f"CREATE OR REPLACE FUNCTION {name}() {AS_OWNER} AS $$ BEGIN {'; '.join(steps)}; RETURN NULL; END $$")
         op.execute(f"CREATE TRIGGER {name} AFTER {change.upper()} ON {table} REFERENCING {seen} FOR EACH STATEMENT EXECUTE FUNCTION {name}()")
-    op.execute(f"CREATE OR REPLACE FUNCTION revise_all() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE user_revisions SET revision = {FRESH}; RETURN NULL; END $$")
+    op.execute(f"CREATE OR REPLACE FUNCTION revise_all() {AS_OWNER} AS $$ BEGIN UPDATE user_revisions SET revision = {FRESH}; RETURN NULL; END $$")
     for table in (*WATCHED, "users"):
         op.execute(f"CREATE TRIGGER revise_{table}_truncate AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION revise_all()")
 
