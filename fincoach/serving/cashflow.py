@@ -413,7 +413,7 @@ def bent(paths: np.ndarray, said: np.ndarray, bend: Bend) -> np.ndarray:
     wanted = fan[2] + (fan - fan[2]) * sides + _shift(said, bend.weights, days)
     return _stretched(paths, fan, np.maximum.accumulate(wanted, axis=0), factors)
 
-# %% ../../nbs/serving/cashflow.ipynb #d5afe317
+# %% ../../nbs/serving/cashflow.ipynb #8083f333
 class LowPoint(NamedTuple):
     """The lowest balance of a walk: its middle and the range of eight in ten walks (minor units); the likeliest day and the range of days."""
 
@@ -446,10 +446,15 @@ def _nearest(values: np.ndarray, levels) -> list:
     return np.sort(values)[np.rint((len(values) - 1) * np.array(levels)).astype(int)].tolist()
 
 
-def low_point(paths: np.ndarray, as_of: int) -> LowPoint:
-    """When and how low the walks get at their lowest."""
+def low_point(paths: np.ndarray, as_of: int, shifted: np.ndarray | None = None) -> LowPoint:
+    """When and how low the walks get at their lowest; `shifted`, if given, are the walks before their fan was stretched: the middle is theirs.
+
+    Stretching goes day by day, and the least of many stretched days lies deeper than any of them should: the range allows for it, the middle would be wrong.
+    """
     at, least = paths.argmin(1), paths.min(1)
     low, middle, high = np.quantile(least, (0.1, 0.5, 0.9))
+    if shifted is not None:
+        middle = np.clip(np.median(shifted.min(1)), low, high)
     often = np.convolve(np.bincount(at, minlength=paths.shape[1]), [1, 2, 3, 2, 1])[2:-2]
     first, last = _nearest(at, (0.1, 0.9))
     return LowPoint(round(middle), round(low), round(high), *(_date(as_of + 1 + d) for d in (often.argmax(), first, last)))
@@ -669,7 +674,7 @@ def _body(c: CashFlow) -> Html:
     legend = "Line: the middle. Dark band: 80 % of the walks, light band: 95 %." + (" Dashed: the buffer." if c.below is not None else "")
     return join([facts(told, small), _picture(c), prose(f"{legend} {len(c.due)} dated payments and an uncertain rest, {how}."), known, *notes])
 
-# %% ../../nbs/serving/cashflow.ipynb #4199ea9b
+# %% ../../nbs/serving/cashflow.ipynb #47425226
 SPENDS = tuple(KINDS.index(k) for k in ("essential", "discretionary", "debt", "fee"))
 LEAST_DAYS = 21
 
@@ -695,8 +700,10 @@ def cash_flow(user_id: int, of: Account, dues: Dues, as_of: date, due: tuple[Pay
     if not len(of.day) or today - of.day[0] + 1 < LEAST_DAYS:
         return CashFlow(user_id, as_of, of.currency, of.known, start, "unknown", group, due=due, **said)
     paths = simulate(of, dues, today, days, seed=seed)
+    shifted = None
     if bend is not None:
-        paths = bent(paths, opinions(of, paths, today), bend)
+        views = opinions(of, paths, today)
+        paths, shifted = bent(paths, views, bend), bent(paths, views, bend._replace(stretch=PLAIN.stretch))
     week = weekly_spending(of, today)
     buffer = round(week) if buffer is None else int(buffer)
     if of.known:
@@ -706,7 +713,7 @@ def cash_flow(user_id: int, of: Account, dues: Dues, as_of: date, due: tuple[Pay
     past = balance_series(of, max(today - 90, int(of.day[0])), today) - (0 if of.known else balance_series(of, today, today)[0])
     fan = tuple(map(tuple, np.rint(fan_of(paths).T).astype(np.int64).tolist()))
     return CashFlow(user_id, as_of, of.currency, of.known, start, "rules" if bend is None else "model", group, tuple(past.tolist()), fan, buffer,
-                    low=low_point(paths, today), due=due, **said)
+                    low=low_point(paths, today, shifted), due=due, **said)
 
 # %% ../../nbs/serving/cashflow.ipynb #f65a93fa
 def warm() -> None:
