@@ -24,7 +24,17 @@ from fincoach.data.population import generate
 from fincoach.data.tables import KINDS
 from fincoach.features.ledger import day_number
 from fincoach.forecast import health as h
-from fincoach.serving.cashflow import ANCHORS, DAYS, accounts, balance_series, bent, low_point, opinions, simulate
+from fincoach.serving.cashflow import (
+    ANCHORS,
+    DAYS,
+    PLAIN,
+    accounts,
+    balance_series,
+    bent,
+    low_point,
+    opinions,
+    simulate,
+)
 
 HERE = Path(__file__).parent
 FIRST, LATER = "trans_1993_to_1994-04.parquet", "trans_preloan_354acc_1995-1998.parquet"
@@ -63,7 +73,8 @@ def low_points(data, origins, cases, parameters):
         of, due, _ = h.standing(data, i, origins[k])
         today = day_number(origins[k].day)
         walks = simulate(of, due, today)
-        low = low_point(bent(walks, opinions(of, walks, today), parameters.bend(group)), today)
+        said, bend = opinions(of, walks, today), parameters.bend(group)
+        low = low_point(bent(walks, said, bend), today, bent(walks, said, bend._replace(stretch=PLAIN.stretch)))
         series = balance_series(data.accounts.of(i, origins[k].streamed), today - DAYS + 1, today + DAYS)
         past, came = series[:DAYS], series[DAYS:]
         true, when = came.min(), date.fromordinal(today + 1 + int(came.argmin()) + 719_163)
