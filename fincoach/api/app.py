@@ -6,7 +6,7 @@
 __all__ = ['log', 'told', 'on_http', 'on_invalid', 'on_database', 'Numbered', 'parts_of', 'library_parts', 'services_health',
            'create_app', 'close_parts']
 
-# %% ../../nbs/api/app.ipynb #aa3f1f9d
+# %% ../../nbs/api/app.ipynb #b0fb4d98
 import asyncio
 import itertools
 import json
@@ -135,7 +135,7 @@ def _engine_for(database: str | sa.Engine) -> sa.Engine:
         sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA cache_size=-4096"))  # there is one a thread
     return engine
 
-# %% ../../nbs/api/app.ipynb #ee479310
+# %% ../../nbs/api/app.ipynb #ca281291
 def parts_of(database: str | sa.Engine, artifacts: str | Path, clock: Clock | None = None, environ: Mapping[str, str] = os.environ, limits: Limits = LIMITS, pool: Pool | None = None,
              places: Places | None = None) -> Parts:
     """The parts of a service on a database and a folder of artifacts. Nothing is asked of the database yet.
@@ -189,17 +189,17 @@ async def services_health(parts: Parts) -> ServicesHealth:
     worst = "down" if found[0].status == "down" else "degraded" if any(s.status != "healthy" for s in found) else "healthy"
     return ServicesHealth(status=worst, version=fincoach.__version__, today=parts.clock().date(), services=found)
 
-# %% ../../nbs/api/app.ipynb #4d15307a
+# %% ../../nbs/api/app.ipynb #dacefd80
 def create_app(parts: Parts, limits: Limits = LIMITS) -> FastAPI:
     """The app on its parts. Raises `AccessError` for a route that nobody said who may use."""
     app = FastAPI(title="FinCoach", version=fincoach.__version__, summary="Answers about a person's money, each with how sure it is and what it stands on.",
-                  docs_url=None, redoc_url=None, lifespan=_living, exception_handlers={HTTPException: on_http, RequestValidationError: on_invalid, DatabaseError: on_database})
+                  docs_url=None, redoc_url=None, telemetry={"tracing": False, "metrics": False, "logs": False}, lifespan=_living, exception_handlers={HTTPException: on_http, RequestValidationError: on_invalid, DatabaseError: on_database})
     app.state.fincoach = parts
     own = parts.access.own
-    _add_health(app, parts)
     routers = (coaching_router(parts, own), financial_router(parts, own), events_router(parts.events, own, parts.clock), me_router(parts.access, parts.erasures), admin_router(parts.access), page_router(parts, own))
     for router in routers:
         app.router.routes.extend(router.routes)  # include_router would look at every router for every request
+    _add_health(app, parts)
     check_policy(app.routes)
     document_user(app.routes)
     app.add_middleware(BehavioralTrackingMiddleware, batcher=parts.batcher, capture=EventCapture(parts.clock))
