@@ -1,6 +1,5 @@
 """The API: every question is answered in its schema, and what fails says so, with the real fault."""
 
-import json
 import os
 import secrets
 import shutil
@@ -28,7 +27,13 @@ from fincoach.api.app import create_app, parts_of
 from fincoach.api.asking import Clock, Pool
 from fincoach.api.coaching import COACHING
 from fincoach.api.financial import FINANCIAL
-from fincoach.api.schemas import EnhancedAIRecommendation, FinancialForecast, FinancialPersonality, GoalAchievementProbability, ProblemDetails
+from fincoach.api.schemas import (
+    EnhancedAIRecommendation,
+    FinancialForecast,
+    FinancialPersonality,
+    GoalAchievementProbability,
+    ProblemDetails,
+)
 from fincoach.data.database import connect, load, upgrade, writing
 
 DAY = date(2024, 9, 1)
@@ -202,6 +207,7 @@ def test_a_refreshed_segment_is_stored(asker):
 def test_health_is_what_it_was_promised_to_be(asker):
     answer = asker.client.get("/health")
     assert answer.json() == {"status": "healthy", "service": "fincoach-api", "version": answer.json()["version"]}
+    asker.parts.manager.preload()
     services = {s["name"]: s for s in asker.client.get("/health/services").json()["services"]}
     assert services["database"]["status"] == "healthy"
     assert (services["segmentation"]["made_by"], services["spending"]["made_by"]) == ("model", "rules")
@@ -503,7 +509,7 @@ def test_postgresql_that_hangs_or_dies_is_told_and_found_again(home):
         upgrade(engine)
         load(engine, generate(people=3, days=120, seed=11).frames)
         engine.dispose()
-        app = app_on(url, home / "artifacts", pool=Pool(budget=1.0))
+        app = app_on(url, home / "artifacts", pool=Pool(budget=3.0))
         with TestClient(app, raise_server_exceptions=False) as client:
             me = Asker(app, client)
             kept = me.get("/coaching/user-segment").json()
@@ -511,14 +517,16 @@ def test_postgresql_that_hangs_or_dies_is_told_and_found_again(home):
             for stop in (lambda: [os.kill(p, signal.SIGSTOP) for p in processes_of(folder)], lambda: [os.kill(p, signal.SIGKILL) for p in processes_of(folder)]):
                 stop()
                 begun = time.monotonic()
-                stale = me.get("/coaching/user-segment").json()
+                answer = me.get("/coaching/user-segment")
+                assert answer.status_code == 200, answer.text
+                stale = answer.json()
                 assert "cannot be asked now" in stale["warnings"][-1]
                 assert stale | {"warnings": []} == kept | {"warnings": []}
-                assert time.monotonic() - begun < 3
+                assert time.monotonic() - begun < 5
                 refused = me.get("/coaching/spending-prediction")
                 assert told(refused, 503)
                 assert int(refused.headers["retry-after"]) >= 1
-                assert time.monotonic() - begun < 7
+                assert time.monotonic() - begun < 12
                 assert client.get("/health").status_code == 200
                 if Path(f"/proc/{processes_of(folder)[0]}/status").read_text().split("State:\t")[1][0] == "T":
                     for p in reversed(processes_of(folder)):
@@ -531,10 +539,38 @@ def test_postgresql_that_hangs_or_dies_is_told_and_found_again(home):
                     if (again := me.get("/coaching/user-segment")).json().get("warnings") == kept["warnings"]:
                         break
                     time.sleep(0.25)
-                assert again.json() == kept
+                assert again.json() == kept, again.text
                 assert me.get("/coaching/segment-insights").status_code == 200
     finally:
         with suppress(OSError):
             for p in processes_of(folder):
                 os.kill(p, signal.SIGCONT)
         running.cleanup()
+
+
+# Everything at once
+
+
+def test_whatever_comes_is_answered_or_refused_as_documented(server):
+    """Schemathesis makes requests from the documentation, good and bad ones, to every route that is safe to try: nothing fails, all answers fit their schema."""
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
+
+    _, address, token, _ = server
+    schema = schemathesis.openapi.from_url(f"{address}/openapi.json").include(path_regex="^/(coaching|financial|health)")
+    tried, checks = [], [not_a_server_error, content_type_conformance, response_schema_conformance]
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @settings(max_examples=6, derandomize=True, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())  # of this round: it is run at once
+        def one(case):
+            answer = case.call(base_url=address, headers={"authorization": f"Bearer {token}"}, timeout=30)
+            tried.append((operation.label, answer.status_code))  # noqa: B023
+            case.validate_response(answer, checks=checks)
+
+        one()
+    assert len({label for label, _ in tried}) >= 17
+    assert {status for _, status in tried} >= {200, 422}
