@@ -7,7 +7,7 @@ __all__ = ['SPENDING_KINDS', 'PERIODS', 'SLACK', 'LEVELS_OF_RISK', 'ALERT_RULES'
            'SpendingPrediction', 'CategoryRisk', 'usual_months', 'month_chances', 'BudgetRisk', 'AlertRule',
            'SpendingAlert', 'SpendingAlerts', 'SpendingPredictionService']
 
-# %% ../../nbs/serving/spending.ipynb #8c5f0f02
+# %% ../../nbs/serving/spending.ipynb #0cadd6cc
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -22,11 +22,11 @@ import numpy as np
 import polars as pl
 import sqlalchemy as sa
 
-from ..data.database import connect, explained, read_person, reading
+from ..data.database import PERSON, connect, explained, reading, rows_of
 from ..data.tables import DEBT, DISCRETIONARY, ESSENTIAL, FEE, KINDS
 from ..features.behavior import extract, features_of
 from ..features.ledger import Ledgers, Person, day_number, person_from_rows, unit_of
-from ..features.recurring import RecurringStreams, dues, known_dues, person_streams, read_streams
+from ..features.recurring import RHYTHMS, RecurringStreams, coming, each, known_dues, payments_of, person_streams
 from ..features.series import WeeklySeries, echo, person_series, weekly_series
 from .actions import _about, _spoken, objections
 from .artifacts import ArtifactError, champion, open_version
@@ -41,7 +41,7 @@ from .segmentation import ModelStatus, ServiceError, _blocks, _ledgers
 from .trees import TreesError
 from ..show import Card, Html, badge, callout, join, prose, table
 
-# %% ../../nbs/serving/spending.ipynb #7d0dff00
+# %% ../../nbs/serving/spending.ipynb #4708f7f0
 SPENDING_KINDS = (ESSENTIAL, DISCRETIONARY, DEBT, FEE)
 
 
@@ -63,15 +63,13 @@ class KnownPayment:
 
 def _known_payments(streams: RecurringStreams, first: date, last: date, spending: set[int]) -> tuple[KnownPayment, ...]:
     """What falls due of one person's spending in the categories `spending`, by day."""
-    due = dues(streams, first, last).filter(pl.col("direction") == "out")
-    every = dict(streams.streams.select("stream_id", "frequency").iter_rows())
-    found = []
-    for r in due.iter_rows(named=True):
-        if (c := r["category_id"]) not in spending:
+    live, at, days, chances = coming(streams, first, last)
+    found, day = [], lambda number: date.fromordinal(number + 719_163)
+    for i, on, chance in zip(at.tolist(), days.tolist(), chances.tolist(), strict=True):
+        if live.income[i] or (c := live.category[i]) not in spending:
             continue
-        low, high = sorted(-r[k] * unit_of(r["currency"]) for k in ("low_minor", "high_minor"))
-        found.append(KnownPayment(r["day"], r["low_day"], r["high_day"], r["merchant"] or "", c, -r["amount_minor"] * unit_of(r["currency"]), low, high,
-                                  r["confidence"], every[r["stream_id"]]))
+        amount, *ends = (-float(x) * unit_of(live.currency[i]) for x in live.amounts[i])
+        found.append(KnownPayment(*map(day, on), live.merchant[i] or "", c, amount, min(ends), max(ends), chance, RHYTHMS[live.calendar[i, 0]].name))
     return tuple(found)
 
 # %% ../../nbs/serving/spending.ipynb #1e92bf2a
@@ -169,7 +167,7 @@ def _so_far(person: Person, series: WeeklySeries, monday: int, as_of: date) -> n
     sums = -np.bincount(person.category[rows][spends], person.amount[rows][spends].astype(float), number) * person.unit
     return sums[series.categories]
 
-# %% ../../nbs/serving/spending.ipynb #5dcc7545
+# %% ../../nbs/serving/spending.ipynb #9de5f1ee
 def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: RecurringStreams, about: tuple, before: RecurringStreams | None = None) -> _Known:
     """All that is known of a person; `about` is their currency, the names of categories by id, the ids of spending categories, and how many rows are left out.
 
@@ -187,8 +185,9 @@ def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: Recurr
 
 def _read(engine: sa.Engine, way: _Way, user_id: int, as_of: date) -> _Known:
     """`_known` of one person in a database. Raises `DatabaseError` for nobody."""
-    rows, paid = read_person(engine, user_id, as_of), read_streams(engine, user_id, as_of)
     with explained(engine), reading(engine) as ask:
+        paid = payments_of(ask, user_id, as_of)
+        rows = rows_of(ask, user_id, ask(PERSON, user_id).fetchone(), as_of)
         names = dict(ask("SELECT id, name FROM categories").fetchall())
     others = sum(currency != rows.currency for currency in paid.currency)
     about = rows.currency, names, np.flatnonzero(np.isin(rows.kinds, SPENDING_KINDS)), others
@@ -348,17 +347,16 @@ class _Outlook(NamedTuple):
         """The amount that is as likely to be exceeded as not."""
         return self.quantiles(0.5)[0]
 
-# %% ../../nbs/serving/spending.ipynb #3874444f
+# %% ../../nbs/serving/spending.ipynb #3782ca55
 def _rest(k: _Known) -> np.ndarray:
     """(C, W) weekly spending by category without the payments of recurring streams."""
     y, monday = k.series.y[0].T.copy(), int(k.series.mondays[0])
     column = {int(c): i for i, c in enumerate(k.series.categories)}
-    paid = k.streams.streams.filter(pl.col("direction") == "out").select("category_id", "amount_minor", pl.col("days").list.eval(pl.element().to_physical()))
-    for category, minor, days in paid.iter_rows():
-        if category in column:
-            week = (np.array(days) - monday) // 7
+    for s in each(k.streams):
+        if not s.income and s.category_id in column:
+            week = (s.days - monday) // 7
             week = week[(week >= k.series.begins[0]) & (week < y.shape[1])]
-            np.add.at(y[column[category]], week, minor * k.unit)  # negative: out
+            np.add.at(y[column[s.category_id]], week, s.amount_minor * k.unit)  # negative: out
     return y
 
 # %% ../../nbs/serving/spending.ipynb #85a2b1df
@@ -629,7 +627,7 @@ def _above_usual(k: _Known, begins: int, first: date, last: date, said: set[str]
             words = f"{_spoken(name).capitalize()} {come}; {m(own)} is usual in four weeks."
             yield SpendingAlert(rule.kind, words, chance, first, last, middle - own, name, evidence | ({"known to fall due": m(due)} if due else {}), limit)
 
-# %% ../../nbs/serving/spending.ipynb #d21f3015
+# %% ../../nbs/serving/spending.ipynb #a681ab91
 def _single(k: _Known, week: float) -> Iterator[SpendingAlert]:
     """Rare payments ahead, a running week that is above its range, and changed prices; `week` is what a week usually costs."""
     m, rule = lambda v: _money(v, k.currency), _RULE["rare payment"]
@@ -643,13 +641,12 @@ def _single(k: _Known, week: float) -> Iterator[SpendingAlert]:
         words = f"The week from {w.monday:%d %b} has come to {m(spent)} so far; nine of ten such weeks were expected to stay under {m(w.high80)}."
         yield SpendingAlert("week so far", words, 1.0, w.monday, w.monday + timedelta(days=6), spent - w.high80, "", {"so far": m(spent), "expected": m(w.point), "nine of ten under": m(w.high80)})
     rule = _RULE["price change"]
-    live = k.streams.streams.filter((pl.col("direction") == "out") & (pl.col("status") != "ended") & (pl.col("confidence") >= rule.chance))
-    for r in live.select("merchant", "price_changes", "confidence", "category_id", "frequency").iter_rows(named=True):
-        last = r["price_changes"][-1] if r["price_changes"] else None
-        if last and last["date"] > k.as_of - timedelta(days=45) and abs(last["to"]) > (1 + rule.size) * abs(last["from"]):
-            old, new = abs(last["from"]) * k.unit, abs(last["to"]) * k.unit
-            yield SpendingAlert(rule.kind, f"{_named(r['merchant'] or '').capitalize()} costs {m(new)} since {last['date']:%d %b}; before it was {m(old)}.", r["confidence"], last["date"], k.as_of,
-                                new - old, k.names.get(r["category_id"], ""), {"before": m(old), "since then": m(new), "how often": r["frequency"]})
+    for r in (x for x in each(k.streams) if not x.income and not x.ended and x.confidence >= rule.chance and x.price_changes):
+        day, *steps = r.price_changes[-1]
+        since, (old, new) = date.fromordinal(day + 719_163), (abs(x) * k.unit for x in steps)
+        if since > k.as_of - timedelta(days=45) and abs(steps[1]) > (1 + rule.size) * abs(steps[0]):
+            yield SpendingAlert(rule.kind, f"{_named(r.merchant or '').capitalize()} costs {m(new)} since {since:%d %b}; before it was {m(old)}.", r.confidence, since, k.as_of,
+                                new - old, k.names.get(r.category_id, ""), {"before": m(old), "since then": m(new), "how often": r.frequency})
 
 # %% ../../nbs/serving/spending.ipynb #acea586d
 @dataclass(frozen=True, repr=False)
