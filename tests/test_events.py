@@ -242,6 +242,9 @@ def test_asynchronous_commits_are_switched_on(postgres):
     with postgres.connect() as c:
         c.exec_driver_sql("ALTER ROLE CURRENT_USER SET synchronous_commit = off")
         c.commit()
+    postgres.dispose()  # what a role is set to counts for new connections
+    with postgres.connect() as c:
+        assert c.exec_driver_sql("SHOW synchronous_commit").scalar() == "off"
     try:
         with EventBatcher(postgres) as batcher:
             batcher.put([event()])
@@ -250,6 +253,7 @@ def test_asynchronous_commits_are_switched_on(postgres):
         with postgres.connect() as c:
             c.exec_driver_sql("ALTER ROLE CURRENT_USER RESET synchronous_commit")
             c.commit()
+        postgres.dispose()
 
 
 def test_killed_at_random_instants_no_acknowledged_event_is_lost():
