@@ -124,8 +124,8 @@ SHELL = page("FinCoach", Html(f"""{_SIGN_IN}<p id="said" role="status" aria-live
 <p id="leave" hidden><button type="button" id="sign-out">Sign out</button></p>
 <noscript><p>This page sends your token with a script. Without one, <code>fincoach ahead PERSON</code> writes much the same as a file.</p></noscript>"""), style=_STYLE, script="/page.js").encode()
 
-# %% ../../nbs/api/page.ipynb #b48abca6
-SCRIPT = """"use strict";
+# %% ../../nbs/api/page.ipynb #b2deb73a
+SCRIPT = b""""use strict";
 const at = id => document.getElementById(id), form = at("sign-in"), card = at("card"), said = at("said");
 const given = new URLSearchParams(location.hash.slice(1));
 if (given.has("token")) {
@@ -151,7 +151,7 @@ function signIn(why) {
 }
 async function show() {
   form.hidden = true;
-  said.textContent = "Looking \\u2026";
+  said.textContent = "Looking ...";
   try {
     card.innerHTML = await (await ask("/coaching/card")).text();
     said.textContent = "";
@@ -190,7 +190,7 @@ card.addEventListener("click", event => {
 });
 at("sign-out").addEventListener("click", () => signIn());
 if (sessionStorage.getItem("token")) show(); else signIn();
-""".encode()
+"""
 
 # %% ../../nbs/api/page.ipynb #16fe7adf
 _SHELL_HEADERS = {"content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
