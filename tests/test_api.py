@@ -389,7 +389,7 @@ def test_equal_questions_at_once_are_computed_once(asker):
 
 def test_a_row_of_somebody_else_is_noted_in_the_audit_log(asker):
     with asker.parts.engine.connect() as c:
-        goal, owner = c.exec_driver_sql("SELECT id, user_id FROM financial_goals WHERE user_id <> 1 LIMIT 1").one()
+        goal = c.exec_driver_sql("SELECT id FROM financial_goals WHERE user_id <> 1 LIMIT 1").scalar()
         before = c.exec_driver_sql("SELECT count(*) FROM audit_log WHERE outcome = 'refused'").scalar()
     told(asker.get(f"/coaching/goal-probability/{goal}"), 404)
     told(asker.get("/coaching/goal-probability/1000000"), 404)
@@ -439,7 +439,7 @@ def server(home):
 
 
 def test_it_listens_before_it_has_loaded_and_says_where_to_look(server):
-    said, address, token, process = server
+    said, address, token, _ = server
     listens, ready = (float(next(line for line in said if word in line).split(" after ")[1].split()[0]) for word in ("answers after", "ready"))
     assert listens < ready
     assert float(said[0].split(" with ")[1].split()[0]) < 60  # MB: nothing heavy was loaded before it listened

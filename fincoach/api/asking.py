@@ -133,7 +133,7 @@ def newest_day(engine: sa.Engine, user_id: int, as_of: date, zone: str) -> date 
     moment = from_micros(found) if isinstance(found, int) else found
     return moment.astimezone(ZoneInfo(zone)).date()
 
-# %% ../../nbs/api/asking.ipynb #82cb8873
+# %% ../../nbs/api/asking.ipynb #cbb9f8a8
 def strict_json(body: bytes):
     """What a JSON body says. Raises a `Problem` (422) for one that is none, has a name twice, NaN, a number without end, or text that is no Unicode."""
     try:
@@ -166,7 +166,7 @@ class _StrictRequest(Request):
     async def json(self):
         return strict_json(await self.body())
 
-
+# %% ../../nbs/api/asking.ipynb #ab184625
 class Strict(APIRoute):
     """A route whose bodies are read strictly: give it to a router as `route_class`."""
 
@@ -289,7 +289,7 @@ class explained_to_askers:
         if isinstance(error, ServiceError):
             raise Problem(422, "this cannot be answered for this person", "look at /health/services") from error
 
-# %% ../../nbs/api/asking.ipynb #40526b41
+# %% ../../nbs/api/asking.ipynb #137b0236
 async def look_at(parts: Parts, user_id: int, as_of: date | None = None) -> Look:
     """A look at a person at the end of a day (default: today, where the person is), with the models that serve them now."""
     user, zone = await parts.person(user_id)
@@ -312,7 +312,7 @@ async def respond(parts: Parts, user_id: int, as_of: date | None, kind: str, mod
     body = _cautioned(kept.body, kept.warning) if kept.warning else kept.body
     return Response(body, headers=_HIT if kept.cached else _MISS)
 
-
+# %% ../../nbs/api/asking.ipynb #433f905f
 _HIT, _MISS = ({"content-type": "application/json", "x-fincoach-cache": word} for word in ("hit", "miss"))
 
 
@@ -345,7 +345,7 @@ def _cautioned(body: bytes, warning: str) -> bytes:
     answer = json.loads(body)
     return json.dumps(answer | {"warnings": [*answer.get("warnings", []), warning]}, ensure_ascii=False).encode()
 
-
+# %% ../../nbs/api/asking.ipynb #a0b1689e
 async def stored(parts: Parts, user_id: int, make: Callable[[Look], Schema]) -> Response:
     """The answer of something that stores: made each time, never kept."""
     with explained_to_askers():
