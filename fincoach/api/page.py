@@ -124,7 +124,7 @@ SHELL = page("FinCoach", Html(f"""{_SIGN_IN}<p id="said" role="status" aria-live
 <p id="leave" hidden><button type="button" id="sign-out">Sign out</button></p>
 <noscript><p>This page sends your token with a script. Without one, <code>fincoach ahead PERSON</code> writes much the same as a file.</p></noscript>"""), style=_STYLE, script="/page.js").encode()
 
-# %% ../../nbs/api/page.ipynb #b2deb73a
+# %% ../../nbs/api/page.ipynb #3f3889f1
 SCRIPT = b""""use strict";
 const at = id => document.getElementById(id), form = at("sign-in"), card = at("card"), said = at("said");
 const given = new URLSearchParams(location.hash.slice(1));
@@ -149,7 +149,10 @@ function signIn(why) {
   said.textContent = why || "";
   at("token").focus();
 }
-async function show() {
+"""
+
+# %% ../../nbs/api/page.ipynb #b8b46746
+SCRIPT += b"""async function show() {
   form.hidden = true;
   said.textContent = "Looking ...";
   try {
