@@ -142,7 +142,7 @@ def track(offsets: Offsets, y, quantiles, scale, groups, origins=None, gain: flo
             said[:, o] = shifted(offsets, quantiles[:, o], scale[:, o], groups[:, o])
     return offsets, said
 
-# %% ../../nbs/evaluate/conformal.ipynb #c814fb0a
+# %% ../../nbs/evaluate/conformal.ipynb #207f2be6
 HELD = 2.0
 
 
@@ -155,7 +155,7 @@ def truer(said, came, weight: float = 0.25) -> tuple[float, float, float]:
     free, w = [0, 1, 2], start.copy()
     while True:
         for _ in range(30):  # Newton's steps towards the likeliest numbers
-            q = 1 / (1 + np.exp(-X @ w))
+            q = 1 / (1 + np.exp(np.clip(-X @ w, -50, 50)))
             slope = weight * X[:, free].T @ (y - q) - HELD * (w - start)[free]
             bend = weight * (X[:, free] * (q * (1 - q))[:, None]).T @ X[:, free] + HELD * np.eye(len(free))
             w[free] += np.linalg.solve(bend, slope)
