@@ -105,7 +105,7 @@ def _fill(y, breadth, first, days, alike, echoes, dues, rows, ends, at, until, w
 HIDDEN = 0.1  # of the windows, and of the trees' cases, are told nothing of dues
 APART = 256  # people kept apart, at most a tenth
 
-# %% ../../nbs/forecast/spending.ipynb #56ef78bb
+# %% ../../nbs/forecast/spending.ipynb #931aeb9f
 class Batch(NamedTuple):
     """Windows and what came after: B windows, O origins in each."""
 
@@ -115,7 +115,7 @@ class Batch(NamedTuple):
     weight: torch.Tensor  # (B, O) scales over the mean scale; 0 where nothing can be learned
     target: torch.Tensor  # (B, O, H) as multiples of the scale, NaN unknown
 
-
+# %% ../../nbs/forecast/spending.ipynb #4eb5dd19
 class SequenceDataLoader:
     """Batches of windows drawn from a `WeeklySeries` and what was `Known` (n, W, H) at its weeks: nothing is copied but what a step needs.
 

@@ -428,11 +428,18 @@ def opinions(network: SequenceNetwork, trees: Trees, told: Look) -> Opinions:
     each = [trees(TREES[0] if h == 0 else TREES[1], told.by_week(h)) for h in range(HORIZON)]
     return Opinions(weekly * unit[..., None], MONTH * month * unit, np.stack(each, 1) * unit, MONTH * trees(TREES[2], told.by_month()) * told.scale, told.mean, told.scale)
 
-# %% ../../nbs/serving/forecast.ipynb #1d3a1795
+# %% ../../nbs/serving/forecast.ipynb #0e42f674
 FORMAT = 2
 _INPUTS = {"weeks": WEEK, "ahead": AHEAD, "trees": BY_WEEK, "month": BY_MONTH}
 
 
+def _same_inputs(told: dict | None) -> dict:
+    """The names of what the models read, which must be those that are made here."""
+    named = {k: list(v) for k, v in _INPUTS.items()}
+    _need(told is None or told == named, "the models read other inputs than this FinCoach makes: train them again")
+    return named
+
+# %% ../../nbs/serving/forecast.ipynb #e4c421bf
 @dataclass(frozen=True, eq=False)
 class SpendingParameters:
     """What turns opinions into forecasts. Raises `ParametersError` when it does not fit together.
@@ -477,9 +484,7 @@ class SpendingParameters:
         for name in ("shares", "alone"):
             found = getattr(self, name)
             keep(name, _grid(found, name, len(self.categories) if found else 0, TELLERS, 0.0))
-        named = {k: list(v) for k, v in _INPUTS.items()}
-        _need(self.inputs is None or self.inputs == named, "the models read other inputs than this FinCoach makes: train them again")
-        keep("inputs", named)
+        keep("inputs", _same_inputs(self.inputs))
         for name, weeks in (("weekly", HORIZON), ("monthly", 1)):
             _need(isinstance(getattr(self, name), Offsets) and getattr(self, name).values.shape[1] == weeks, f"{name} must hold offsets for {weeks} weeks")
 
