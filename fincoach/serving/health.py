@@ -594,7 +594,7 @@ class Outlooks(Card):
         names = {"level": "How tight", "people": "People", "zero_12": "Below zero in 12 weeks", "buffer_12": "Below the buffer in 12 weeks", "warned": "Warned"}
         return join([table(rows.to_dicts(), names, dict.fromkeys(("zero_12", "buffer_12", "warned"), ".0%")), prose(f"By {self.model_version or 'the rules: no trained version serves'}.")])
 
-# %% ../../nbs/serving/health.ipynb #05c6575d
+# %% ../../nbs/serving/health.ipynb #799d58c3
 MODEL, ANSWER = "health", "health-2"  # the model's name in artifacts; the form of the answer, for the cache
 
 
@@ -614,8 +614,10 @@ def open_health(artifacts: str | Path, version: str | None = None) -> tuple[Heal
             return None, LoadedHealth("rules", "", ("no trained version serves yet",))
         found = HealthParameters.from_json(open_version(artifacts, MODEL, version).read("health.json"))
         return found, LoadedHealth("model", found.version, ())
-    except (ArtifactError, ParametersError, OSError) as e:
-        return None, LoadedHealth("rules", "", (f"the trained version cannot be used: {e}",))
+    except ArtifactError as e:  # whose words name folders, which are not for who is answered
+        return None, LoadedHealth("rules", "", (f"the trained version cannot be used: a part of it is {e.kind}",))
+    except (ParametersError, OSError) as e:
+        return None, LoadedHealth("rules", "", (f"the trained version cannot be used: {e if isinstance(e, ParametersError) else 'it cannot be read'}",))
 
 # %% ../../nbs/serving/health.ipynb #58e0ecc0
 class _Answers:
