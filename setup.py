@@ -103,7 +103,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["fincoach", "fincoach.*"]),
-    package_data={"fincoach": ["migrations/*.mako", "data/*.toml", "data/presets/*.toml"]},
+    package_data={"fincoach": ["migrations/*.mako", "data/*.toml", "data/presets/*.toml", "api/*.json"]},
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=SERVE,
     extras_require={

@@ -6,7 +6,7 @@
 __all__ = ['log', 'told', 'on_http', 'on_invalid', 'on_database', 'Numbered', 'parts_of', 'library_parts', 'services_health',
            'create_app', 'close_parts']
 
-# %% ../../nbs/api/app.ipynb #b0fb4d98
+# %% ../../nbs/api/app.ipynb #51d9ff62
 import asyncio
 import itertools
 import json
@@ -30,6 +30,7 @@ import fincoach
 from .access import LIMITS, Access, Erasures, Limits, Shield, admin_router, check_policy, document_user, keys_from, me_router, note_stranger
 from .asking import Clock, Parts, Pool, explained_to_askers
 from .coaching import coaching_router
+from .examples import show_examples
 from .financial import financial_router
 from .metrics import CONTENT_TYPE, Measured, Metrics, Watched
 from .page import page_router
@@ -189,7 +190,7 @@ async def services_health(parts: Parts) -> ServicesHealth:
     worst = "down" if found[0].status == "down" else "degraded" if any(s.status != "healthy" for s in found) else "healthy"
     return ServicesHealth(status=worst, version=fincoach.__version__, today=parts.clock().date(), services=found)
 
-# %% ../../nbs/api/app.ipynb #dacefd80
+# %% ../../nbs/api/app.ipynb #78f31c8e
 def create_app(parts: Parts, limits: Limits = LIMITS) -> FastAPI:
     """The app on its parts. Raises `AccessError` for a route that nobody said who may use."""
     app = FastAPI(title="FinCoach", version=fincoach.__version__, summary="Answers about a person's money, each with how sure it is and what it stands on.",
@@ -202,6 +203,7 @@ def create_app(parts: Parts, limits: Limits = LIMITS) -> FastAPI:
     _add_health(app, parts)
     check_policy(app.routes)
     document_user(app.routes)
+    show_examples(app)
     app.add_middleware(BehavioralTrackingMiddleware, batcher=parts.batcher, capture=EventCapture(parts.clock))
     app.add_middleware(Shield, limits=limits)
     app.add_middleware(Measured, metrics=parts.metrics)
