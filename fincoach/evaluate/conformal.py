@@ -99,12 +99,16 @@ def covered(y, quantiles, groups, seed: int = 0) -> pl.DataFrame:
             rows.append({"group": name, "level": level, "value": s.value, "low": s.low, "high": s.high, "people": s.people})
     return pl.DataFrame(rows)
 
-# %% ../../nbs/evaluate/conformal.ipynb #7130abe0
-GAIN, CALM = 0.3, 30
+# %% ../../nbs/evaluate/conformal.ipynb #41ad5928
+GAIN, CALM = 0.6, 30
 
 
-def step(offsets: Offsets, misses: np.ndarray, groups: np.ndarray, ahead: int, gain: float = GAIN) -> Offsets:
-    """`Offsets` after outcomes `ahead` weeks ahead (from 0) are known: `misses` (cases, 5) of the model's own quantiles, in units of scale."""
+def step(offsets: Offsets, misses: np.ndarray, groups: np.ndarray, ahead: int, gain: float = GAIN, until: int | None = None) -> Offsets:
+    """`Offsets` after outcomes `ahead` weeks ahead (from 0) are known: `misses` (cases, 5) of the model's own quantiles, in units of scale.
+
+    The weeks further ahead, up to `until` (not included), move along by the same change of level: what is learned stands for them as well.
+    """
+    weeks = slice(ahead, until or ahead + 1)
     fine, levels = np.isfinite(misses).all(1), np.array(QUANTILES)
     misses, names = misses[fine], [*offsets.groups, ""]
     rows, values, cases, wrong = offsets.rows(np.asarray(groups)[fine]), offsets.values.copy(), offsets.cases.copy(), {}
@@ -114,16 +118,16 @@ def step(offsets: Offsets, misses: np.ndarray, groups: np.ndarray, ahead: int, g
         m, of = int(own.sum()), [wrong[p] for p in groups_in(names[g]) if p in wrong] or [np.zeros(5)]
         below = (misses[own] <= values[g, ahead]).mean(0) if m else levels
         wrong[names[g]] = (m * (levels - below) + CALM * np.mean(of, axis=0)) / (m + CALM)
-        values[g, ahead] += np.where(levels == 0.5, 0.0, gain * wrong[names[g]] * offsets.slope[g, ahead])
+        values[g, weeks] += np.where(levels == 0.5, 0.0, gain * wrong[names[g]] * offsets.slope[g, weeks])
         cases[g, ahead] += m
     return Offsets(offsets.groups, values, offsets.slope, cases)
 
-# %% ../../nbs/evaluate/conformal.ipynb #f80b91db
+# %% ../../nbs/evaluate/conformal.ipynb #04bb24b1
 def track(offsets: Offsets, y, quantiles, scale, groups, origins=None, gain: float = GAIN) -> tuple[Offsets, np.ndarray]:
     """Carry `Offsets` over origins: (those after the last outcome, the quantiles as they would have been said).
 
     `y` (n, O, H), `quantiles` (n, O, H, 5), `scale` and `groups` (n,) or (n, O), `origins` (O,) week numbers, ascending (default: one a week).
-    Outcomes that are NaN teach nothing.
+    Outcomes that are NaN teach nothing. Weeks so far ahead that none of them is over yet move along with the farthest of which one is.
     """
     y, quantiles = np.asarray(y, float), np.asarray(quantiles, float)
     n, count, h = y.shape
@@ -132,12 +136,14 @@ def track(offsets: Offsets, y, quantiles, scale, groups, origins=None, gain: flo
         raise ValueError(f"{count} origins in ascending order are wanted, not {origins.tolist()}")
     scale, groups = (np.broadcast_to(a[:, None] if a.ndim == 1 else a, (n, count)) for a in (np.asarray(scale, float), np.asarray(groups).astype(str)))
     due = sorted((int(origins[o]) + t + 1, o, t) for o in range(count) for t in range(h))  # (week that is over, origin, ahead)
-    said, done = np.empty_like(quantiles), 0
+    said, done, reached = np.empty_like(quantiles), 0, -1
     for o in [*range(count), count]:
         while done < len(due) and (o == count or due[done][0] <= origins[o]):
             _, past, t = due[done]
             misses = (y[:, past, t, None] - quantiles[:, past, t]) / np.where(scale[:, past] > 0, scale[:, past], np.nan)[:, None]
-            offsets, done = step(offsets, misses, groups[:, past], t, gain), done + 1
+            until = h if t > reached and np.isfinite(misses).any() else t + 1  # nothing further ahead has an outcome yet
+            offsets, done = step(offsets, misses, groups[:, past], t, gain, until), done + 1
+            reached = max(reached, t if until == h else -1)
         if o < count:
             said[:, o] = shifted(offsets, quantiles[:, o], scale[:, o], groups[:, o])
     return offsets, said
