@@ -23,7 +23,7 @@ from .source import Source, SourceError, all_tables
 from .tables import CATEGORIES, INCOME, KINDS, SAVING, TABLES, TRANSFER, decimals
 from .validate import Finding
 
-# %% ../../nbs/data/anonymise.ipynb #5c68a149
+# %% ../../nbs/data/anonymise.ipynb #68b1ec8c
 _SAME = {"id": "number", "user_id": "points", "currency": "keep", "category_id": "keep", "amount_minor": "amount", "created_at": "moment"}
 POLICY = {
     "users": _SAME | {"external_id": "word", "timezone": "zone"},
@@ -545,7 +545,7 @@ def _findings(before: dict[str, int], after: dict[str, int]) -> tuple[Finding, .
         Finding("note", ", ".join(left), "", "not copied", sum(before[t] for t in left), (), "Answers of models and caches: make them anew."),
     ) if f.count)
 
-# %% ../../nbs/data/anonymise.ipynb #45b25103
+# %% ../../nbs/data/anonymise.ipynb #e53b4fab
 def anonymise_database(engine: sa.Engine, target: sa.Engine, key: bytes | None = None, strength: Strength = STRENGTH) -> dict[str, int]:
     """Fills the empty database `target` with the anonymised rows of `engine`; the number of rows a table got.
 
@@ -554,7 +554,7 @@ def anonymise_database(engine: sa.Engine, target: sa.Engine, key: bytes | None =
     """
     require(engine)
     upgrade(target)
-    if taken := [t for t, n in counts(target).items() if n and t != "categories"]:
+    if taken := [t for t, n in counts(target).items() if n and t not in ("categories", "user_revisions")]:
         raise DatabaseError(f"the target already has rows in {', '.join(taken)}: name a new database")
     total: dict[str, int] = {}
     try:
