@@ -7,7 +7,7 @@ __all__ = ['LEAST_WEEKS', 'SpendingConfig', 'Batch', 'SequenceDataLoader', 'LSTM
            'Cases', 'cases_of', 'Boosted', 'train_trees', 'as_trees', 'Parts', 'learn', 'choose', 'SpendingPredictor',
            'as_rivals', 'PredictionEvaluator', 'ForecastGenerator']
 
-# %% ../../nbs/forecast/spending.ipynb #a122035d
+# %% ../../nbs/forecast/spending.ipynb #1ab9a545
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.ensemble import HistGradientBoostingRegressor
 from torch import nn
 
-from ..evaluate.conformal import calibrate
+from ..evaluate.conformal import AGING, calibrate
 from ..evaluate.forecasts import BASELINES, Backtest, Forecasts, backtest, baselines
 from ..features.ledger import Ledgers, compiled
 from ..features.series import WeeklySeries, calendar_inputs, weekly_series
@@ -532,13 +532,13 @@ def _trial(model: "Parts", series: WeeklySeries, echoes, origins, grouped_by: st
         said.append((*o.votes(), o.weekly, o.month, o.mean, o.scale, groups_of(grouped_by, p.y, p.begins, placed), y, y[:, :MONTH].sum(1)))
     return _Trial(*(np.stack(column, 1) for column in zip(*said, strict=True)))
 
-# %% ../../nbs/forecast/spending.ipynb #f7704b19
+# %% ../../nbs/forecast/spending.ipynb #dfc690b8
 def _spread(y, quantiles, scale, groups, weeks: tuple[int, int]) -> Offsets:
     """Offsets for some weeks ahead, all taken together: one column."""
     some = slice(*weeks)
     wide = weeks[1] - weeks[0]
     repeat = lambda a: np.repeat(a[..., None], wide, -1).reshape(len(a), -1)  # noqa: E731
-    return calibrate(y[..., some].reshape(len(y), -1, 1), quantiles[..., some, :].reshape(len(y), -1, 1, 5), repeat(scale), repeat(groups))
+    return calibrate(y[..., some].reshape(len(y), -1, 1), quantiles[..., some, :].reshape(len(y), -1, 1, 5), repeat(scale), repeat(groups), AGING)
 
 
 def _widened(t: _Trial, weights) -> Offsets:
@@ -555,7 +555,7 @@ def _widened(t: _Trial, weights) -> Offsets:
 
 def _widened_month(t: _Trial, weights) -> Offsets:
     quantiles = t.month - t.month[..., 2:3] + (t.month_votes @ weights)[..., None]
-    return calibrate(t.y_month[..., None], quantiles[..., None, :], t.scale, t.groups)
+    return calibrate(t.y_month[..., None], quantiles[..., None, :], t.scale, t.groups, AGING)
 
 # %% ../../nbs/forecast/spending.ipynb #e3b241e2
 def _told_of(series: WeeklySeries, known: Known, origins) -> tuple[np.ndarray, np.ndarray]:
