@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from fincoach.api.app import close_parts, create_app, parts_of
 from fincoach.api.metrics import NAMES, Metrics, alert_rules, dashboard
+from fincoach.data.database import connect, upgrade
 
 EXPRESSIONS = [r["expr"] for g in alert_rules()["groups"] for r in g["rules"]] + [t["expr"] for p in dashboard()["panels"] for t in p.get("targets", ())]
 
@@ -66,6 +69,27 @@ def test_the_dashboard_can_be_imported():
     assert len(set(places)) == len(places), "no panel lies on another"
     assert all(p["gridPos"]["x"] + p["gridPos"]["w"] <= 24 for p in found["panels"])
     assert all(t["datasource"]["uid"] == "${source}" for p in found["panels"] for t in p.get("targets", ()))
+
+
+def test_the_app_counts_what_the_dashboard_reads(tmp_path):
+    """Every name of the table is in what a real app tells, but for what Prometheus adds itself and what one process can have none of yet."""
+    engine = connect(url := f"sqlite:///{tmp_path}/fincoach.db")
+    upgrade(engine)
+    engine.dispose()
+    parts = parts_of(url, tmp_path / "artifacts", environ={"FINCOACH_JWT_SECRET": secrets.token_hex(32)})
+    try:
+        create_app(parts)
+        parts.metrics.request("/health", "GET", 200, 0.001)
+        parts.metrics.answers.labels("spending", "v", "model").inc()
+        parts.metrics.advice.labels("save_more").inc()
+        parts.metrics.feedback.labels("accepted").inc()
+        parts.manager.preload()
+        told = {line.split("{")[0].split(" ")[0] for line in parts.metrics.text().decode().splitlines() if not line.startswith("#")}
+        families = {line.split(" ")[2] for line in parts.metrics.text().decode().splitlines() if line.startswith("# TYPE")}
+        there = told | families | {f"{f}_total" for f in families}
+        assert set(NAMES) - {"up"} <= there
+    finally:
+        close_parts(parts)
 
 
 def test_labels_are_few_whatever_is_asked():

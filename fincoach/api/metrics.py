@@ -43,7 +43,7 @@ class Metrics:
         """Everything, as Prometheus reads it (`CONTENT_TYPE`)."""
         return generate_latest(self.registry)
 
-# %% ../../nbs/api/metrics.ipynb #457c1b84
+# %% ../../nbs/api/metrics.ipynb #15799979
 def route_of(scope: dict) -> str:
     """The template of the route that answered, such as `/coaching/goal-probability/{goal_id}`; `unmatched` if none did."""
     return getattr(scope.get("route"), "path", None) or "unmatched"
@@ -72,7 +72,6 @@ class Measured:
         self.metrics.in_flight.inc()
         try:
             await self.app(scope, receive, noting)
-            status = status or 499
         except Exception:
             status = status or 500
             raise

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'SHELL', 'SCRIPT', 'CoachCard', 'coach_card', 'page_router']
 
-# %% ../../nbs/api/page.ipynb #ec401bf2
+# %% ../../nbs/api/page.ipynb #95e1b718
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -14,8 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
-from .asking import AsOf, Look, Parts, Problem, explained_to_askers, look_at
-from ..data.database import DatabaseError
+from .asking import AsOf, Look, Parts, explained_to_askers, look_at
 from ..serving.segmentation import ServiceError
 from ..show import Card, Html, callout, html, join, page
 
@@ -48,7 +47,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Look], Card]], ...] = (
     ("segment", "How this money behaves", _segment),
 )
 
-# %% ../../nbs/api/page.ipynb #e94e9edc
+# %% ../../nbs/api/page.ipynb #a185e689
 @dataclass(frozen=True)
 class CoachCard(Card):
     """All that is shown of one person on one day: section -> card, or the words that stand where a card could not be made."""
@@ -70,14 +69,12 @@ class CoachCard(Card):
 
 
 def coach_card(look: Look) -> CoachCard:
-    """The card of a person. Parts that cannot be made are said to be missing; a database that is away is a `Problem`, since then nothing can be said."""
+    """The card of a person. Parts that cannot be made are said to be missing; a database that is away is a `DatabaseError`, since then nothing can be said."""
     parts: dict[str, Card | str] = {}
     for name, _, make in SECTIONS:
         try:
             parts[name] = make(look)
-        except (ServiceError, DatabaseError) as error:
-            if isinstance(error, DatabaseError):
-                raise
+        except ServiceError:
             parts[name] = "This cannot be told just now."
     advice = parts["next"]
     asks = not isinstance(advice, str) and advice.message
