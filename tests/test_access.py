@@ -237,14 +237,14 @@ def test_what_is_smuggled_into_bodies_is_refused_and_not_stored(app, place):
     async def walk():
         async with client(app) as c:
             for extra in ({"role": "admin"}, {"user_id": 2}, {"is_admin": True}, {"model_version": "x"}, {"tracking": "yes"}, {"tracking": 1}):
-                got = await c.put("/me/consent", headers=bearer(token(names[3])), json={"learning": True} | extra)
+                got = await c.put("/me/consent", headers=bearer(token(names[3])), json={"learning": False} | extra)
                 assert got.status_code == 422, extra
             for body in ({"token_id": "x", "expires_at": "soon"}, {"token_id": "a b", "expires_at": "2026-01-01T00:00:00Z"}, {"token_id": "x", "expires_at": "2026-01-01T00:00:00"},
                          {"token_id": "x" * 65, "expires_at": "2026-01-01T00:00:00Z"}, {"token_id": "x", "expires_at": "2026-01-01T00:00:00Z", "role": "admin"}):
                 assert (await c.post("/admin/revoke-token", headers=bearer(token("night-shift", "admin")), json=body)).status_code == 422, body
 
     run(walk())
-    assert rights.consents(engine, 3) == {"tracking": False, "learning": False}
+    assert rights.consents(engine, 3) == rights.PURPOSES
 
 
 # --- tokens --------------------------------------------------------------------------------------------------------

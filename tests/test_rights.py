@@ -17,9 +17,9 @@ import pytest
 import sqlalchemy as sa
 from conftest import ROOT
 
-from fincoach.data import audit, rights
+from fincoach.data import audit, export, rights
 from fincoach.data.database import DatabaseError, connect, counts, load, upgrade
-from fincoach.data.export import export_snapshot
+from fincoach.data.export import DataExporter, Snapshot, export_snapshot
 from fincoach.data.rights import (
     Places,
     anonymise_person,
@@ -34,8 +34,9 @@ from fincoach.data.rights import (
     set_consent,
 )
 from fincoach.data.schema import create_api_tables, restore
-from fincoach.data.tables import TABLES, Moment
+from fincoach.data.tables import SNAPSHOT_TABLES, TABLES, Moment
 from fincoach.serving import artifacts, forgetting
+from fincoach.serving.bandit import Answer, StrategyUpdater
 from fincoach.serving.forgetting import forget_person
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -152,21 +153,47 @@ def test_a_table_that_is_added_tomorrow_is_reached():
 # --- consent and export --------------------------------------------------------------------------------------------
 
 
-def test_nobody_agreed_before_they_said_so(engine):
+def test_what_is_allowed_is_what_was_said_and_else_the_default(engine):
+    """Tracking is off and learning on until a person says otherwise; each word is one row, and a note in the log."""
     with engine.begin() as c:
         c.execute(sa.delete(TABLES["user_consents"]))
-    assert consents(engine, ANNA) == {"tracking": False, "learning": False}
-    set_consent(engine, ANNA, "learning", True, NOON)
-    set_consent(engine, ANNA, "learning", True, NOON)
-    assert consents(engine, ANNA) == {"tracking": False, "learning": True}
-    assert consents(engine, BERT) == {"tracking": False, "learning": False}
+    assert consents(engine, ANNA) == rights.PURPOSES == {"tracking": False, "learning": True}
+    set_consent(engine, ANNA, "learning", False, NOON)
     set_consent(engine, ANNA, "learning", False, NOON)
     assert consents(engine, ANNA) == {"tracking": False, "learning": False}
+    assert consents(engine, BERT) == rights.PURPOSES
+    set_consent(engine, ANNA, "learning", True, NOON)
+    assert consents(engine, ANNA) == {"tracking": False, "learning": True}
     with pytest.raises(DatabaseError, match="no purpose 'selling'"):
         set_consent(engine, ANNA, "selling", True, NOON)
     with pytest.raises(DatabaseError, match="nobody with the id 77"):
         set_consent(engine, 77, "learning", True, NOON)
     assert audit.verify(engine).rows == 3
+
+
+def test_who_said_no_to_learning_is_in_nothing_that_training_reads(engine, places, monkeypatch):
+    """In no table of a snapshot, in no file for analysts, whichever way the rows are read, and not counted by the bandit; a no to tracking, or nothing said, leaves nobody out."""
+    whole = export_snapshot(engine, places.work)
+    assert whole.left_out == 0
+    set_consent(engine, BERT, "tracking", False, NOON)
+    assert export_snapshot(engine, places.work) == whole
+    set_consent(engine, ANNA, "learning", False, NOON)
+    without = export_snapshot(engine, places.work)
+    assert (without.left_out, Snapshot.open(without.path).left_out) == (1, 1)
+    everybodys = {"categories", "products"}
+    assert {n: without.rows(n) for n in SNAPSHOT_TABLES if n not in everybodys} == {n: 1 for n in SNAPSHOT_TABLES if n not in everybodys}
+    exporter = DataExporter(engine)
+    exports = [getattr(exporter, f"export_{n}")(places.work / f"{n}.parquet") for n in ("transaction_data", "purchase_data", "recommendation_data", "user_profiles")]
+    files = [*without.path.glob("*.parquet"), *exports]
+    assert all(NAME not in str(pl.read_parquet(f).rows()) for f in files)
+    assert all(len(pl.read_parquet(f)) == 1 for f in exports)
+    with engine.begin() as c:
+        decision = c.scalar(sa.select(TABLES["recommendation_history"].c.id).where(TABLES["recommendation_history"].c.user_id == ANNA))
+    assert StrategyUpdater(engine).record([Answer(decision, 1.0, NOON)]) == ["not allowed"]
+    monkeypatch.setattr(export, "FAST_FROM", 0)
+    assert export_snapshot(engine, places.work / "fast").hash == without.hash
+    set_consent(engine, ANNA, "learning", True, NOON)
+    assert export_snapshot(engine, places.work) == whole
 
 
 def test_an_export_has_every_row_of_the_person_and_none_of_another(engine):
@@ -256,10 +283,10 @@ def test_erasing_twice_and_erasing_nobody(engine, places):
 
 
 def test_a_new_person_with_the_number_of_an_erased_one_inherits_nothing(engine, places):
-    set_consent(engine, ANNA, "learning", True, NOON)
+    set_consent(engine, ANNA, "learning", False, NOON)
     erase_person(engine, ANNA, places, NOON)
     load(engine, {"users": pl.DataFrame({"id": [ANNA], "external_id": ["carl"], "currency": "EUR", "created_at": NOON})})
-    assert consents(engine, ANNA) == {"tracking": False, "learning": False}
+    assert consents(engine, ANNA) == rights.PURPOSES
     found = rows_of(engine, ANNA)
     assert {n: len(r) for n, r in found.items() if r} in ({"users": 1}, {"users": 1, "user_revisions": 1})
 

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'ORDER', 'FAST_FROM', 'GROUP', 'order', 'SnapshotError', 'batches', 'groups', 'content', 'Snapshot',
            'export_snapshot', 'write_snapshot', 'DataExporter']
 
-# %% ../../nbs/data/export.ipynb #ac9d18df
+# %% ../../nbs/data/export.ipynb #861d2619
 import fcntl
 import hashlib
 import json
@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from . import reader
 from .database import SCHEMA, Frames, check_references, conform, counts, explained, explanation, new_categories, require
+from .rights import reach, refused
 from .tables import CATEGORIES, KINDS, SNAPSHOT_TABLES, TABLES, Moment
 
 # %% ../../nbs/data/export.ipynb #5378b90a
@@ -224,11 +225,11 @@ def _write(path: Path, schema: pa.Schema, stream: Iterable[pa.RecordBatch], bar)
     return {"rows": rows, "columns": [[f.name, str(f.type)] for f in schema], "content": made.hexdigest(),
             "bytes": path.stat().st_size, "file": _file_hash(path)}
 
-# %% ../../nbs/data/export.ipynb #7f0a79c4
-def _name(tables: dict) -> str:
-    """The hash of a snapshot: of its format, and of the rows, columns and content of its tables."""
+# %% ../../nbs/data/export.ipynb #4c99c6a0
+def _name(tables: dict, left_out: int = 0) -> str:
+    """The hash of a snapshot: of its format, of the rows, columns and content of its tables, and of how many people are left out, if any."""
     what = {n: [t["rows"], t["columns"], t["content"]] for n, t in tables.items()}
-    return hashlib.sha256(json.dumps([FORMAT, what], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([FORMAT, what, left_out] if left_out else [FORMAT, what], sort_keys=True).encode()).hexdigest()
 
 
 def _manifest(path: Path) -> dict:
@@ -239,14 +240,14 @@ def _manifest(path: Path) -> dict:
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["format"] > FORMAT:
             raise SnapshotError(f"{path} has format {found['format']}, this FinCoach reads up to {FORMAT}: pip install -U fincoach")
-        whole = found["hash"] == _name(found["tables"]) and set(found["tables"]) == set(SNAPSHOT_TABLES)
+        whole = found["hash"] == _name(found["tables"], found.get("left_out", 0)) and set(found["tables"]) == set(SNAPSHOT_TABLES)
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         raise SnapshotError(f"{file} was altered or cut: export again")
     return found
 
-# %% ../../nbs/data/export.ipynb #3e7826ba
+# %% ../../nbs/data/export.ipynb #5ebf573f
 @dataclass(frozen=True, repr=False)
 class Snapshot:
     """Tables frozen as Parquet files in the folder `path`, under the `hash` of their content. Made by `export_snapshot`."""
@@ -270,6 +271,11 @@ class Snapshot:
                 raise SnapshotError(f"{file} was altered: its hash is not the one in manifest.json: export again")
         return cls(path, manifest["hash"], manifest)
 
+    @property
+    def left_out(self) -> int:
+        """How many people are not in it because they do not allow learning."""
+        return self.manifest.get("left_out", 0)
+
     def rows(self, table: str) -> int:
         """How many rows a table has."""
         return self.manifest["tables"][table]["rows"]
@@ -285,7 +291,8 @@ class Snapshot:
         return self.scan(table).collect()
 
     def __repr__(self):
-        return f"Snapshot({self.hash[:10]}: {self.rows('users'):,} people, {self.rows('transactions'):,} transactions)"
+        left = f", {self.left_out:,} people left out" if self.left_out else ""
+        return f"Snapshot({self.hash[:10]}: {self.rows('users'):,} people, {self.rows('transactions'):,} transactions{left})"
 
 # %% ../../nbs/data/export.ipynb #061fd01a
 def _lock(folder: Path, wait: bool = False) -> int | None:
@@ -319,7 +326,7 @@ def _staged(folder: Path):
         shutil.rmtree(stage, ignore_errors=True)
         os.close(lock)
 
-# %% ../../nbs/data/export.ipynb #61a7c73a
+# %% ../../nbs/data/export.ipynb #ea1dedce
 def _place(made: Path, path: Path) -> Snapshot:
     """Renames the finished folder `made` to `path`; keeps a whole snapshot that is there already, and replaces a damaged one."""
     for attempt in range(3):
@@ -341,41 +348,51 @@ def _freeze(folder: Path, tables) -> Snapshot:
     with _staged(Path(folder)) as stage:
         made = stage / "snapshot"
         made.mkdir()
-        with tables as (found, bar):
+        with tables as (found, left_out, bar):
             said = {name: _write(made / f"{name}.parquet", schema, stream, bar) for name, schema, stream in found}
-        manifest = {"format": FORMAT, "hash": _name(said), "tables": said}
+        manifest = {"format": FORMAT, "hash": _name(said, left_out), "tables": said} | ({"left_out": left_out} if left_out else {})
         (made / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         _sync(made / "manifest.json")
         _sync(made)
         return _place(made, Path(folder) / manifest["hash"])
 
-# %% ../../nbs/data/export.ipynb #e79d2995
+# %% ../../nbs/data/export.ipynb #ff48fb77
 @contextmanager
 def _stored_tables(engine: sa.Engine, progress: bool):
-    """The tables of a database in their order, and a progress bar over all their rows."""
+    """The tables of a database in their order, how many people are left out of them, and a progress bar over all rows."""
     require(engine)
-    selects = {n: sa.select(TABLES[n]).order_by(*(TABLES[n].c[c] for c in order(n))) for n in SNAPSHOT_TABLES}
+    selects = {"left out": sa.select(sa.func.count().label("people")).select_from(refused().subquery())}
+    selects |= {n: _allowed(sa.select(TABLES[n]), n).order_by(*(TABLES[n].c[c] for c in order(n))) for n in SNAPSHOT_TABLES}
     total = sum(counts(engine)[n] for n in SNAPSHOT_TABLES) if progress else None
     with batches(engine, selects) as found, _bar(total, progress) as bar:
-        yield found, bar
+        _, _, first = next(found)
+        yield found, sum(n for batch in first for n in batch["people"].to_pylist()), bar
+
+
+def _allowed(select: sa.Select, name: str) -> sa.Select:
+    """`select` from the table `name`, without the rows of people who said no to learning."""
+    theirs = reach(people=refused())
+    return select.where(sa.not_(theirs[name])) if name in theirs else select
 
 
 def _bar(total: int | None, progress: bool):
     """A progress bar over rows, on stderr; nothing is shown unless asked for."""
     return tqdm(total=total, desc="exporting", unit=" rows", unit_scale=True, disable=not progress)
 
-# %% ../../nbs/data/export.ipynb #855e8d5f
+# %% ../../nbs/data/export.ipynb #4813b06f
 def export_snapshot(engine: sa.Engine, folder: str | Path, progress: bool = False) -> Snapshot:
-    """Freezes the whole database in `folder/<hash>`; the same rows give the same hash, and are then not written again.
+    """Freezes the database, as far as it may be learned from, in `folder/<hash>`; the same rows give the same hash, and are then not written again.
 
     Memory does not grow with the database. Raises `DatabaseError` for a database that is not ready or cannot be read.
     """
     return _freeze(Path(folder), _stored_tables(engine, progress))
 
-# %% ../../nbs/data/export.ipynb #4fb9f5c8
+# %% ../../nbs/data/export.ipynb #bb8521a4
 @contextmanager
 def _frame_tables(frames: Frames):
-    """Conforming frames as `(name, schema, batches)`, sorted, and a silent bar."""
+    """Conforming frames as `(name, schema, batches)`, sorted and without who said no; how many those are; and a silent bar."""
+    frames, left_out = _allowed_frames(frames)
+
     def pieces(frame, schema):
         for part in frame.iter_slices(GROUP):
             yield from part.to_arrow().cast(schema).to_batches()
@@ -387,7 +404,21 @@ def _frame_tables(frames: Frames):
             yield name, schema, iter(()) if frame is None else pieces(frame.sort(order(name)), schema)
 
     with _bar(None, False) as bar:
-        yield tables(), bar
+        yield tables(), left_out, bar
+
+
+def _allowed_frames(frames: Frames) -> tuple[Frames, int]:
+    """Frames without the rows of people who said no to learning, and how many people that are."""
+    said = frames.get("user_consents")
+    if said is None:
+        return frames, 0
+    gone, rest = {"users": said.filter((pl.col("purpose") == "learning") & ~pl.col("granted"))["user_id"]}, {}
+    for name, frame in frames.items():  # parents come before their children
+        keys = [(c.name, key.column.table.name) for c in TABLES[name].columns for key in c.foreign_keys] + ([("id", "users")] if name == "users" else [])
+        theirs = pl.any_horizontal(pl.lit(False), *(pl.col(column).is_in(gone[parent].implode()) for column, parent in keys if parent in gone)).fill_null(False)
+        gone |= {name: frame.filter(theirs)["id"]} if "id" in frame.columns and name != "users" else {}
+        rest[name] = frame.filter(~theirs)
+    return rest, len(gone["users"])
 
 # %% ../../nbs/data/export.ipynb #d3576d70
 def write_snapshot(frames: Frames, folder: str | Path) -> Snapshot:
@@ -402,12 +433,12 @@ def write_snapshot(frames: Frames, folder: str | Path) -> Snapshot:
     check_references(frames)
     return _freeze(Path(folder), _frame_tables(frames))
 
-# %% ../../nbs/data/export.ipynb #9a9088a4
+# %% ../../nbs/data/export.ipynb #39bc46c3
 def _transactions() -> sa.Select:
     """Transactions with the person's name and zone, and the category's name and kind."""
     t, u, c = TABLES["transactions"], TABLES["users"], TABLES["categories"]
     joined = t.join(u, t.c.user_id == u.c.id).join(c, t.c.category_id == c.c.id)
-    return sa.select(t, u.c.external_id.label("user_external_id"), u.c.timezone, c.c.name.label("category"), c.c.kind).select_from(joined)
+    return _allowed(sa.select(t, u.c.external_id.label("user_external_id"), u.c.timezone, c.c.name.label("category"), c.c.kind).select_from(joined), "transactions")
 
 
 def _purchases() -> sa.Select:
@@ -415,16 +446,16 @@ def _purchases() -> sa.Select:
     t, u, p = TABLES["user_purchases"], TABLES["users"], TABLES["products"]
     joined = t.join(u, t.c.user_id == u.c.id).join(p, t.c.product_id == p.c.id)
     product = [p.c.external_id.label("product_external_id"), p.c.name.label("product"), p.c.department, p.c.brand]
-    return sa.select(t, u.c.external_id.label("user_external_id"), u.c.timezone, *product).select_from(joined)
+    return _allowed(sa.select(t, u.c.external_id.label("user_external_id"), u.c.timezone, *product).select_from(joined), "user_purchases")
 
-# %% ../../nbs/data/export.ipynb #c85552d4
+# %% ../../nbs/data/export.ipynb #ff498fa8
 def _recommendations() -> sa.Select:
     """Recommendations with each answer to them: one row an answer, one row with nulls where nobody answered."""
     t, u, c, f = (TABLES[n] for n in ("recommendation_history", "users", "categories", "recommendation_feedback"))
     joined = (t.join(u, t.c.user_id == u.c.id).outerjoin(c, t.c.category_id == c.c.id)
               .outerjoin(f, f.c.recommendation_id == t.c.id))
     answer = [f.c.id.label("feedback_id"), f.c.received_at, f.c.response, f.c.helpful, f.c.comment]
-    return sa.select(t, u.c.external_id.label("user_external_id"), c.c.name.label("category"), *answer).select_from(joined)
+    return _allowed(sa.select(t, u.c.external_id.label("user_external_id"), c.c.name.label("category"), *answer).select_from(joined), "recommendation_history")
 
 
 def _profiles() -> sa.Select:
@@ -433,11 +464,11 @@ def _profiles() -> sa.Select:
     joined = u.outerjoin(p, p.c.user_id == u.c.id).outerjoin(s, s.c.user_id == u.c.id)
     told = [c for c in p.columns if c.name != "user_id"]
     found = [s.c.segment_id, s.c.segment_name, s.c.confidence, s.c.method, s.c.model_version, s.c.as_of]
-    return sa.select(u, *told, *found).select_from(joined)
+    return _allowed(sa.select(u, *told, *found).select_from(joined), "users")
 
-# %% ../../nbs/data/export.ipynb #c5020747
+# %% ../../nbs/data/export.ipynb #ad8bc27e
 class DataExporter:
-    """Writes Parquet files for analysts from the database behind `engine`; memory does not grow with the rows.
+    """Writes Parquet files for analysts from the database behind `engine`, without people who said no to learning; memory does not grow with the rows.
 
     Each method takes the file to write and returns its path. Amounts are whole minor units, moments are UTC.
     """

@@ -8,7 +8,7 @@ __all__ = ['ALGORITHMS', 'MILLION', 'FORMAT', 'HORIZON', 'OUTCOMES', 'chances_to
            'StrategyUpdater', 'counts_in', 'Choice', 'draw', 'calm', 'promised', 'pool_in', 'RecommendationBandit',
            'BanditPerformance']
 
-# %% ../../nbs/serving/bandit.ipynb #0b73e7f9
+# %% ../../nbs/serving/bandit.ipynb #03f74883
 import json
 import math
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..data.database import Asking, explained, reading, writing
-from ..data.tables import SEGMENTS, BanditCount, BanditUpdate, RecommendationFeedback, RecommendationHistory
+from ..data.tables import SEGMENTS, BanditCount, BanditUpdate, RecommendationFeedback, RecommendationHistory, UserConsent
 from .actions import STRATEGY_NAMES, pool_of, relevance
 from .inference import ParametersError, _need, _number, _opened, _record, _text
 from ..show import Card, Html, join, prose
@@ -382,9 +382,9 @@ def _from_json(text: str | bytes) -> BanditState:
         found["linear"] = _unpacked(found["linear"], len(STRATEGY_NAMES), plain.width, discount)
     return BanditState(**found)
 
-# %% ../../nbs/serving/bandit.ipynb #1a28782a
+# %% ../../nbs/serving/bandit.ipynb #6dc86d4f
 HORIZON = timedelta(days=28)
-OUTCOMES = ("counted", "corrected", "same", "older", "late", "no choice", "unknown")
+OUTCOMES = ("counted", "corrected", "same", "older", "late", "no choice", "not allowed", "unknown")
 
 
 class Answer(NamedTuple):
@@ -396,6 +396,8 @@ class Answer(NamedTuple):
 
 
 _H, _U, _C = RecommendationHistory.__table__, BanditUpdate.__table__, BanditCount.__table__
+_SAID = UserConsent.__table__
+_ALLOWED = ~sa.exists().where(_SAID.c.user_id == _H.c.user_id, _SAID.c.purpose == "learning", _SAID.c.granted.is_(sa.false()))  # who decided about: may models learn from them?
 
 
 def _given(decision_id: int, reward: float, received_at: datetime) -> tuple[int, tuple[datetime, int]]:
@@ -409,6 +411,8 @@ def _changes(decision, answer: tuple[datetime, int], known: tuple[datetime, int]
     """What an answer does to a decision: one of `OUTCOMES`, how many decisions and how many millionths to add."""
     if decision is None:
         return "unknown", 0, 0
+    if not decision.allowed:
+        return "not allowed", 0, 0
     if decision.segment_id is None or decision.strategy_propensity is None or decision.strategy_propensity >= 1:
         return "no choice", 0, 0
     if answer[0] > decision.decided_at + horizon:
@@ -419,10 +423,10 @@ def _changes(decision, answer: tuple[datetime, int], known: tuple[datetime, int]
         return "same", 0, 0
     return ("corrected", 0, answer[1] - known[1]) if answer > known else ("older", 0, 0)
 
-# %% ../../nbs/serving/bandit.ipynb #4fdb9b91
+# %% ../../nbs/serving/bandit.ipynb #e561bf0e
 def _locked(connection: sa.Connection, ids: list[int]) -> tuple[dict, dict]:
     """The decisions of `ids`, locked until the transaction ends, and what they were counted with until now."""
-    asked = sa.select(_H.c.id, _H.c.segment_id, _H.c.strategy, _H.c.strategy_propensity, _H.c.decided_at)
+    asked = sa.select(_H.c.id, _H.c.segment_id, _H.c.strategy, _H.c.strategy_propensity, _H.c.decided_at, _ALLOWED.label("allowed"))
     decisions, known = {}, {}
     for at in range(0, len(ids), 500):
         part = ids[at : at + 500]
@@ -493,11 +497,11 @@ def counts_in(ask: Asking, segment_id: int | None = None) -> list[tuple[int, str
     found = ask(asked) if segment_id is None else ask(asked + " WHERE segment_id = ?", int(segment_id))
     return sorted(map(tuple, found.fetchall()))
 
-# %% ../../nbs/serving/bandit.ipynb #98e486b4
+# %% ../../nbs/serving/bandit.ipynb #f1a894c8
 def _open_answers(engine: sa.Engine, at: datetime, horizon: timedelta) -> list[Answer]:
     """What is known at the moment `at` of decisions with a choice, and was not counted: answers, and silence."""
     f = RecommendationFeedback.__table__
-    choice = sa.and_(_H.c.strategy_propensity < 1, _H.c.segment_id.is_not(None), _H.c.decided_at <= at)
+    choice = sa.and_(_ALLOWED, _H.c.strategy_propensity < 1, _H.c.segment_id.is_not(None), _H.c.decided_at <= at)
     asked = (sa.select(_H.c.id, _H.c.decided_at, _U.c.received_at.label("counted_at"), f.c.id.label("answer"), f.c.received_at, f.c.response, f.c.helpful)
              .select_from(_H.outerjoin(_U, _U.c.recommendation_id == _H.c.id).outerjoin(f, sa.and_(f.c.recommendation_id == _H.c.id, f.c.received_at <= at)))
              .where(choice, sa.or_(_U.c.received_at.is_(None), f.c.received_at > _U.c.received_at)).order_by(_H.c.id, f.c.received_at, f.c.id))
