@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PURPOSES', 'MARKS', 'Forget', 'reach', 'consents', 'refused', 'set_consent', 'export_person', 'Places',
-           'request_erasure', 'marks', 'is_telling', 'Erased', 'carry_out', 'erase_person', 'anonymise_person',
-           'resume_erasures']
+           'request_erasure', 'marks', 'put_in_place', 'is_telling', 'Erased', 'carry_out', 'erase_person',
+           'anonymise_person', 'resume_erasures']
 
 # %% ../../nbs/data/rights.ipynb #c2fd1b13
 import fcntl
@@ -234,7 +234,7 @@ def _suspects(artifacts: Path, said: dict, held: set[str], there: set[str]) -> d
             found[path.parent.parent.name, path.parent.name] = {"trained_on": "yes" if sure else "perhaps", "files": files}
     return found
 
-# %% ../../nbs/data/rights.ipynb #de3f87ee
+# %% ../../nbs/data/rights.ipynb #033d5bfe
 def marks(artifacts: str | Path) -> dict[str, dict[str, list[dict]]]:
     """The marks of all versions: model -> version -> a mark for each erasure."""
     path = Path(artifacts) / MARKS
@@ -251,7 +251,7 @@ def _mark(artifacts: Path, id: int, said: dict, held: set[str], there: set[str])
             for (model, version), mark in found.items():
                 others = [m for m in all_.setdefault(model, {}).get(version, []) if m["erasure"] != id]
                 all_[model][version] = [*others, {"erasure": id} | mark]
-            _replace(artifacts / MARKS, (json.dumps(all_, indent=1, sort_keys=True) + "\n").encode())
+            put_in_place(artifacts / MARKS, (json.dumps(all_, indent=1, sort_keys=True) + "\n").encode())
     return len(found)
 
 
@@ -266,7 +266,7 @@ def _inherited(artifacts: Path, found: dict) -> dict:
     return made
 
 
-def _replace(path: Path, content: bytes) -> None:
+def put_in_place(path: Path, content: bytes) -> None:
     """Writes a file at once or not at all."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     with open(new, "wb") as file:
@@ -275,7 +275,7 @@ def _replace(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(new, path)
 
-# %% ../../nbs/data/rights.ipynb #ac877bb2
+# %% ../../nbs/data/rights.ipynb #6bacfd96
 _TEXTS = {".json", ".jsonl", ".html", ".ipynb", ".csv", ".txt", ".md", ".log"}
 
 
@@ -307,7 +307,7 @@ def _without(path: Path, user_id: int) -> int:
         if sealed.is_file():
             said = json.loads(sealed.read_text("utf-8"))
             said["tables"][path.stem] = {"rows": len(rest), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            _replace(sealed, (json.dumps(said, indent=1) + "\n").encode())
+            put_in_place(sealed, (json.dumps(said, indent=1) + "\n").encode())
     return len(frame) - len(rest)
 
 # %% ../../nbs/data/rights.ipynb #ef22206b
@@ -315,12 +315,12 @@ def is_telling(name: str) -> bool:
     """Whether a person's name is one that can be looked for in a text: six characters or more, not digits alone."""
     return len(name) >= 6 and not name.isdigit()
 
-# %% ../../nbs/data/rights.ipynb #cfba0b32
+# %% ../../nbs/data/rights.ipynb #a0e13da0
 def _unnamed(path: Path, name: str) -> int:
     """Replaces a person's name in a text file; how often it stood there."""
     text, times = re.subn(rb"(?<![\w-])" + re.escape(name.encode()) + rb"(?![\w-])", b"(erased)", path.read_bytes())
     if times:
-        _replace(path, text)
+        put_in_place(path, text)
     return times
 
 

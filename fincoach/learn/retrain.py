@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'ParameterError', 'RetrainError', 'NothingToLearn', 'Busy', 'locked', 'Prepared', 'prepare', 'newest_day',
            'RetrainResult', 'published', 'serving_parameters', 'Model', 'retrain', 'RetrainRun', 'retrain_all']
 
-# %% ../../nbs/learn/retrain.ipynb #0ab2bd77
+# %% ../../nbs/learn/retrain.ipynb #d603d150
 import hashlib
 import json
 import os
@@ -31,10 +31,12 @@ from ..data.database import connect, load, upgrade
 from ..data.export import DataExporter, Snapshot
 from ..data.source import Source
 from ..data.sources import read_source
+from ..data.tables import TABLES
 from ..data.validate import Finding
 from ..evaluate.lineage import NotEnoughData, code_hash, version_name
 from .overview import write_overview
 from ..serving.artifacts import Artifact, ArtifactError, champion, history, open_version, promote, sweep
+from ..serving.forgetting import forget_versions
 from ..serving.inference import ParametersError, SegmentationParameters
 from ..settings import PACKAGE, Settings, load_settings
 from ..show import Card
@@ -147,7 +149,7 @@ def _file_of(source: str, settings: Settings) -> Path:
     """The SQLite file that a source is loaded into."""
     return settings.work / {"population": "fincoach.db"}.get(source, f"{Path(source).stem}.db")
 
-# %% ../../nbs/learn/retrain.ipynb #e43e14fd
+# %% ../../nbs/learn/retrain.ipynb #8bb3632d
 def _fill(file: Path, recipe: int, source: Source, say: Callable[[str], None]):
     """Write `source` into a new database at `file`, marked with `recipe`."""
     aside = file.with_name(f"{file.name}.new")
@@ -157,6 +159,7 @@ def _fill(file: Path, recipe: int, source: Source, say: Callable[[str], None]):
     try:
         upgrade(engine)
         counts = load(engine, source.frames, progress=False)
+        _carry_over(file, engine)
         with engine.begin() as c:
             c.exec_driver_sql(f"PRAGMA user_version = {recipe}")
     finally:
@@ -166,6 +169,26 @@ def _fill(file: Path, recipe: int, source: Source, say: Callable[[str], None]):
         Path(f"{file}{journal}").unlink(missing_ok=True)
     os.replace(aside, file)
     say(f"{file.name}: " + ", ".join(f"{n:,} {t.replace('_', ' ')}" for t, n in counts.items() if n))
+
+# %% ../../nbs/learn/retrain.ipynb #294e95cc
+def _carry_over(file: Path, engine: sa.Engine):
+    """Copy what people said in the database at `file`, if there is one, to the people of the same names behind `engine`."""
+    if not file.exists():
+        return
+    t, u = TABLES["user_consents"], TABLES["users"]
+    old = connect(f"sqlite:///{file}")
+    try:
+        if not sa.inspect(old).has_table(t.name):
+            return
+        with old.connect() as c:
+            said = c.execute(sa.select(u.c.external_id, t).join_from(t, u, t.c.user_id == u.c.id)).mappings().all()
+    finally:
+        old.dispose()
+    with engine.begin() as c:
+        ids = dict(c.execute(sa.select(u.c.external_id, u.c.id).where(u.c.external_id.in_({r["external_id"] for r in said}))).all())
+        rows = [{k: v for k, v in r.items() if k != "external_id"} | {"user_id": ids[r["external_id"]]} for r in said if r["external_id"] in ids]
+        if rows:
+            c.execute(sa.insert(t), rows)
 
 # %% ../../nbs/learn/retrain.ipynb #03e70d5b
 def _truth_folder(file: Path, recipe: int) -> Path:
@@ -215,7 +238,7 @@ def read_findings(file: str | Path | None) -> tuple[Finding, ...]:
     kept = json.loads(Path(file).read_text()) if file and Path(file).is_file() else []
     return tuple(Finding(**{**f, "examples": tuple(f["examples"])}) for f in kept)
 
-# %% ../../nbs/learn/retrain.ipynb #ff68146c
+# %% ../../nbs/learn/retrain.ipynb #b8d4e6f2
 def prepare(source: str = "population", settings: Settings | None = None, mapping=None, say: Callable[[str], None] | None = None) -> Prepared:
     """A source ("population", "complete-journey", a CSV file or a database URL) as a database and its snapshot.
 
@@ -231,8 +254,22 @@ def prepare(source: str = "population", settings: Settings | None = None, mappin
     engine = connect(url)
     snapshot = DataExporter(engine).export_snapshot(settings.work / "snapshots", progress=False)
     say(f"snapshot {snapshot.hash[:10]}: {snapshot.manifest['tables']['transactions']['rows']:,} transactions")
+    findings = _with_left_out(snapshot, settings, findings, say)
     shown = engine.url.render_as_string(hide_password=True)
     return Prepared(shown if "://" in source else source, shown, engine, snapshot, findings, truth)
+
+
+def _with_left_out(snapshot: Snapshot, settings: Settings, findings: Path | None, say) -> Path | None:
+    """The file of findings, with one about the people who do not allow learning if there are any: it is said now, and in every report."""
+    if not snapshot.left_out:
+        return findings
+    words = f"{snapshot.left_out:,} of {snapshot.left_out + snapshot.rows('users'):,} people did not allow learning and are left out"
+    say(words)
+    advice = f"{words[0].upper()}{words[1:]}: what was learned may be less true of people like them."
+    found = [*read_findings(findings), Finding("warning", "users", "id", "learning not allowed", snapshot.left_out, (), advice)]
+    file = settings.work / "snapshots" / f"{snapshot.hash}.findings.json"
+    file.write_text(json.dumps([vars(f) for f in found], default=str, indent=1))
+    return file
 
 
 def _tell(text: str):
@@ -462,7 +499,7 @@ def _parent(settings: Settings, model: str, version: str) -> str | None:
     there = published(settings.artifacts, model, version)
     return there.manifest["parent"] if there else champion(settings.artifacts, model)
 
-# %% ../../nbs/learn/retrain.ipynb #a867662f
+# %% ../../nbs/learn/retrain.ipynb #4d5f3cb4
 def _train(model: str, settings: Settings, found: Prepared, as_of, seed: int | None, notebook: bool, say) -> tuple[str, bool]:
     """Train `model` unless its version is there; the version, and whether it had been there before."""
     if not found.snapshot.manifest["tables"].get(MODELS[model].table, {}).get("rows"):
@@ -477,8 +514,9 @@ def _train(model: str, settings: Settings, found: Prepared, as_of, seed: int | N
 
 
 def _decided(model: str, settings: Settings, found: Prepared, version: str, known: bool) -> RetrainResult:
-    """Promote the version if it may, and tell what came of it."""
+    """Promote the version if it may, remove those that learned from erased people and are needed no more, and tell what came of it."""
     promoted = _promote(settings, model, version)
+    forget_versions(settings.artifacts, model)
     return _result(settings, model, version, "promoted" if promoted else "unchanged" if known else "held", found)
 
 # %% ../../nbs/learn/retrain.ipynb #58ca5d48
