@@ -7,7 +7,7 @@ __all__ = ['WEEKDAYS', 'PARTS_OF_MONTH', 'ALIKE', 'FINANCIAL', 'by_weekday', 'by
            'spending_patterns', 'category_preferences', 'state_of', 'financial_personality', 'standing_of',
            'peer_comparison', 'segment_comparison', 'financial_router']
 
-# %% ../../nbs/api/financial.ipynb #b5a5e149
+# %% ../../nbs/api/financial.ipynb #d69fdcd3
 from datetime import date
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from ..data.database import explained, read_person, reading
 from ..data.tables import DEBT, DISCRETIONARY, ESSENTIAL, FEE
 from ..features.behavior import FEATURES, NAMES, features_of
 from ..features.ledger import Person, day_number, person_from_rows
-from ..features.recurring import person_streams, read_streams
+from ..features.recurring import left_out, person_streams, read_streams
 from ..features.state import BASE, RANK_NAMES, SEGMENT_NAMES, EnhancedStateVector, FinancialStateVector, feature_config
 from ..serving.actions import category_facts
 from ..serving.peers import peer_standing, typical_values
@@ -110,26 +110,27 @@ def whole_weeks(days: np.ndarray, amounts: np.ndarray, last: int, weeks: int = 1
     inside = (days < monday) & (week >= 0)
     return np.bincount(week[inside], amounts[inside], weeks).astype(int).tolist()
 
-# %% ../../nbs/api/financial.ipynb #ae2658bf
-def _recurring(look: Look, k: _Known) -> list[RecurringPayment]:
-    """The streams of a person that have not ended, the largest first."""
-    streams = person_streams(read_streams(look.engine, look.user_id, look.as_of), look.as_of).streams
+# %% ../../nbs/api/financial.ipynb #fe1f2f13
+def _recurring(look: Look, k: _Known) -> tuple[list[RecurringPayment], tuple[str, ...]]:
+    """The streams of a person that have not ended, the largest first, and what has to be said about them."""
+    paid = read_streams(look.engine, look.user_id, look.as_of)
+    streams = person_streams(paid, look.as_of).streams
     columns = ("merchant", "category_id", "direction", "frequency", "amount_minor", "next_date", "confidence", "status", "currency")
     rows = zip(*(streams[c].to_list() for c in columns), strict=True)
     found = [RecurringPayment(name=m or "", category=k.categories.get(c, ("", ""))[0], direction=d, every=f, amount_minor=a, next_day=n, confidence=p, status=s)
              for m, c, d, f, a, n, p, s, currency in rows if s != "ended" and currency == k.currency]
-    return sorted(found, key=lambda r: (-abs(r.amount_minor), r.name))
+    return sorted(found, key=lambda r: (-abs(r.amount_minor), r.name)), left_out(paid)
 
-# %% ../../nbs/api/financial.ipynb #95b9e619
+# %% ../../nbs/api/financial.ipynb #98606723
 def spending_patterns(look: Look) -> SpendingPatterns:
     """When a person spends, and which payments come again and again."""
     k = _read(look)
     typical = look.ask("segmentation", typical_values)
     days, amounts = _spent(k, 84)
-    older_days, older = _spent(k, 91)
+    (older_days, older), (recurring, said) = _spent(k, 91), _recurring(look, k)
     return SpendingPatterns(
-        **look.about("rules", look.used["segmentation"], _nothing(k)), currency=k.currency, by_weekday=by_weekday(days, amounts, k.day), by_part_of_month=by_part_of_month(days, amounts),
-        weeks_minor=whole_weeks(older_days, older, k.day), patterns=_traits(k, typical, _group("temporal")), recurring=_recurring(look, k))
+        **look.about("rules", look.used["segmentation"], [*_nothing(k), *said]), currency=k.currency, by_weekday=by_weekday(days, amounts, k.day), by_part_of_month=by_part_of_month(days, amounts),
+        weeks_minor=whole_weeks(older_days, older, k.day), patterns=_traits(k, typical, _group("temporal")), recurring=recurring)
 
 # %% ../../nbs/api/financial.ipynb #545cffee
 def category_preferences(look: Look) -> CategoryPreferences:
