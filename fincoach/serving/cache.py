@@ -6,11 +6,11 @@
 __all__ = ['LIFETIMES', 'Question', 'as_bytes', 'Cached', 'lookup', 'store', 'Given', 'remembered', 'sweep', 'Kept', 'Made',
            'PredictionCache']
 
-# %% ../../nbs/serving/cache.ipynb #cfaf335e
+# %% ../../nbs/serving/cache.ipynb #94ad2a8d
 import asyncio
 import json
 import os
-import queue
+import select
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
@@ -211,15 +211,13 @@ def sweep(engine: sa.Engine, now: datetime) -> int:
         line.raw.commit()
     return gone
 
-# %% ../../nbs/serving/cache.ipynb #a034e0d1
+# %% ../../nbs/serving/cache.ipynb #b25420bb
 _OWN = "SELECT (SELECT revision FROM user_revisions WHERE user_id = ?), (SELECT revision FROM user_revisions WHERE user_id = 0)"
 State = tuple[int, int]  # the person's revision and everybody's
 
 
 class _Inline:
     """Revisions from SQLite, read at once."""
-
-    waits = False
 
     def __init__(self, engine: sa.Engine):
         self.engine, self._lock, self._line, self._file, self._where = engine, threading.Lock(), None, None, ""
@@ -239,6 +237,10 @@ class _Inline:
                 with explained(self.engine):
                     raise
         return None if own is None else (own, everybody)
+
+    async def state(self, user_id: int) -> State | None:
+        """`read` for an event loop, which it holds up for microseconds."""
+        return self.read(user_id)
 
     def _open(self):
         """A connection of our own, which waits for nobody for long."""
@@ -262,104 +264,331 @@ class _Inline:
         with self._lock:
             self._shut()
 
-# %% ../../nbs/serving/cache.ipynb #f7a0089b
-_MANY = "SELECT user_id, revision FROM user_revisions WHERE user_id = ANY(%s)"
-_GIVEN_UP, _AT_MOST = 10.0, 10_000  # seconds after which a question that hangs gets a thread and a connection anew; people in one question
+# %% ../../nbs/serving/cache.ipynb #c6cd05a3
+_MANY, _BIGINTS, _AT_MOST = b"SELECT user_id, revision FROM user_revisions WHERE user_id = ANY($1)", 1016, 1_000  # PostgreSQL's number of bigint[]; people in one question
 
 
-class _Queue:
-    """The part of `_Gathered` where callers wait."""
+class _Wire:
+    """A connection to PostgreSQL on which revisions are asked for, one question at a time. Raises `DatabaseError`."""
 
-    waits = True
+    def __init__(self, engine: sa.Engine):
+        self.engine = engine
+        with explained(engine):
+            raw = engine.pool.recreate().connect()  # not one of the pool's, which may be broken
+            self.held = raw.driver_connection
+            raw.detach()
+            self.line, self.fresh, self._result = self.held.pgconn, True, None
+            self.end = os.dup(self.line.socket)  # one that stays ours when libpq closes its own
+            try:
+                self.held.autocommit = True
+                self._rows(self.line.prepare(b"fincoach_revisions", _MANY, [_BIGINTS]))
+            except BaseException:
+                self.close()
+                raise
+
+    def ask(self, users: Iterable[int]):
+        """Send the question."""
+        with explained(self.engine):
+            self.line.send_query_prepared(b"fincoach_revisions", [f"{{0,{','.join(map(str, users))}}}".encode()])
+
+    def answer(self) -> dict[int, int] | None:
+        """The revisions that came, of nobody (0) as well; None while they have not come."""
+        with explained(self.engine):
+            self.line.consume_input()
+            while not self.line.is_busy():
+                if (result := self.line.get_result()) is None:  # the end of an answer, or nothing was asked
+                    result, self._result = self._result, None
+                    return None if result is None else self._rows(result)
+                self._result, self.fresh = result, False
+        return None
+
+    def wait(self, seconds: float):
+        """Come back when something came. Raises `TimeoutError`."""
+        poll = select.poll()  # select.select knows a thousand files only
+        poll.register(self.end, select.POLLIN)
+        if not poll.poll(max(0.0, 1000 * seconds)):
+            raise TimeoutError
+
+    def _rows(self, result) -> dict[int, int]:
+        """What a result says."""
+        driver = self.engine.dialect.loaded_dbapi
+        if result.status not in (driver.pq.ExecStatus.TUPLES_OK, driver.pq.ExecStatus.COMMAND_OK):
+            raise driver.DatabaseError(result.error_message.decode("utf-8", "replace"))
+        return {int(result.get_value(i, 0)): int(result.get_value(i, 1)) for i in range(result.ntuples)}
+
+    @property
+    def broken(self) -> bool:
+        """Whether the server has hung up."""
+        return self.line.status != self.engine.dialect.loaded_dbapi.pq.ConnStatus.OK
+
+    def close(self):
+        self.held.close()
+        os.close(self.end)
+
+    def call_back(self):
+        """Call the question back that the server has not answered, and hang up; by a thread, since that may take as long."""
+        def work():
+            with suppress(Exception):
+                self.held.cancel_safe(timeout=1.0)
+            self.close()
+
+        threading.Thread(target=work, name="fincoach-revisions", daemon=True).start()
+
+
+def _opening(engine: sa.Engine) -> Future:
+    """A future of a `_Wire`, opened by a thread: a server that is not there may take its time to say nothing."""
+    future = Future()
+
+    def work():
+        try:
+            future.set_result(_Wire(engine))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="fincoach-revisions", daemon=True).start()
+    return future
+
+
+def _unwanted(opening: Future):
+    """Close the connection that nobody wants any more."""
+    if opening.exception() is None:
+        opening.result().close()
+
+# %% ../../nbs/serving/cache.ipynb #7543256b
+class _Patience:
+    """How long a database is waited for, and that not everybody waits."""
+
+    def __init__(self, budget: float):
+        self.budget, self._tired = budget, 0.0  # until then nobody asks; 0: the last question was answered
+
+    def begin(self):
+        """Raises `DatabaseError` where the last question was not answered, and it is too early for another or somebody is trying."""
+        if self._tired:
+            if (now := monotonic()) < self._tired:
+                raise self.late()
+            self._tired = now + self.budget
+
+    def end(self, answered: bool):
+        """A question was answered, if only with an error, or it was not."""
+        self._tired = 0.0 if answered else monotonic() + self.budget
+
+    def late(self) -> DatabaseError:
+        return DatabaseError(f"the database did not answer within {self.budget:g} seconds: try again later")
+
+# %% ../../nbs/serving/cache.ipynb #50a67a2f
+class _Asking:
+    """The event loop's end of a wire: a question under way at most, and how it ends."""
+
+    def __init__(self, loop, engine: sa.Engine, patience: _Patience):
+        self.loop, self.engine, self.patience = loop, engine, patience
+        self.waiting, self.asked = [], []  # (user_id, future): for the next question, and for the one under way
+        self.wire, self.opening, self.timer = None, None, None
+
+    def _settle(self, batch: list, found: dict[int, int] | None, error: Exception | None = None):
+        """Tell all in a batch that did not stop waiting."""
+        for user, future in batch:
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result((found[user], found.get(0, 0)) if user in found else None)
+
+    def _end(self) -> list:
+        """Nothing is under way any more; who was told is given back."""
+        batch, self.asked = self.asked, []
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        return batch
+
+    def _overdue(self):
+        """All who wait are told that the database does not answer."""
+        self.patience.end(False)
+        batch = self._end() + self.waiting
+        self.waiting = []
+        self._hang_up(answered=False)
+        self._settle(batch, None, self.patience.late())
+
+    def _hang_up(self, answered: bool = True):
+        """Let the wire go."""
+        wire, self.wire = self.wire, None
+        if wire is not None:
+            if not self.loop.is_closed():
+                self.loop.remove_reader(wire.end)
+            wire.close() if answered else wire.call_back()
+
+    def close(self):
+        """Let everything go; by the loop's own thread, or when the loop is closed."""
+        batch, opening = self._end() + self.waiting, self.opening
+        self.waiting, self.opening = [], None
+        self._hang_up()
+        if opening is not None:
+            opening.add_done_callback(_unwanted)
+        if not self.loop.is_closed():
+            self._settle(batch, None, DatabaseError("the database is not asked any more: the service ends"))
+
+# %% ../../nbs/serving/cache.ipynb #c82674c9
+class _Gathered(_Asking):
+    """Revisions from PostgreSQL for the callers of one event loop."""
+
+    def ask(self, user_id: int) -> asyncio.Future:
+        """A future of the state of a person. Raises `DatabaseError` at once where nobody should wait."""
+        self.patience.begin()
+        future = self.loop.create_future()
+        self.waiting.append((user_id, future))
+        if not self.asked:
+            self._next()
+        return future
+
+    def _next(self):
+        """Ask for all who wait now."""
+        self.asked, self.waiting = self.waiting[:_AT_MOST], self.waiting[_AT_MOST:]
+        self.timer = self.loop.call_later(self.patience.budget, self._overdue)
+        self._send()
+
+    def _send(self):
+        """Send the question, if need be when there is a connection."""
+        if self.wire is None:
+            if self.opening is None:
+                self.opening = _opening(self.engine)
+                self.opening.add_done_callback(self._tell)
+            return
+        try:
+            self.wire.ask({user for user, _ in self.asked})
+        except DatabaseError as error:
+            self._failed(error)
+
+    def _tell(self, opening: Future):
+        """The loop is told, by the thread, that a connection is there."""
+        try:
+            self.loop.call_soon_threadsafe(self._opened, opening)
+        except RuntimeError:  # the loop was closed meanwhile
+            _unwanted(opening)
+
+    def _opened(self, opening: Future):
+        """Go on with a new connection."""
+        if self.opening is not opening:  # this was closed
+            return None
+        self.opening = None
+        if (error := opening.exception()) is not None:
+            return self._failed(error)
+        self.wire = opening.result()
+        self.loop.add_reader(self.wire.end, self._ready)
+        return self._send() if self.asked else None
+
+    def _ready(self):
+        """Something came: an answer, a part of one, or the end of the connection."""
+        try:
+            found = self.wire.answer()
+        except DatabaseError as error:
+            return self._failed(error)
+        if found is not None:
+            self.patience.end(True)
+            self._settle(self._end(), found)
+            if self.waiting:
+                self._next()
+
+    def _failed(self, error: Exception):
+        """Tell those who asked, unless only a connection broke that had been in use: then ask once more."""
+        if self.wire is not None and self.wire.broken:
+            again = not self.wire.fresh
+            self._hang_up()
+            if again:
+                return self._send() if self.asked else None
+        elif self.wire is not None:
+            self.patience.end(True)
+        self._settle(self._end(), None, error)
+        if self.waiting:
+            self._next()
+
+# %% ../../nbs/serving/cache.ipynb #f703b5c8
+class _Distant:
+    """Revisions from PostgreSQL, for threads and for event loops."""
 
     def __init__(self, engine: sa.Engine, budget: float):
-        self.engine, self.budget = engine, budget
-        self._waiting, self._lock, self._began, self._thread = queue.SimpleQueue(), threading.Lock(), None, None
+        self.engine, self.patience = engine, _Patience(budget)
+        self._lock, self._wire, self._opening = threading.Lock(), None, None
+        self._here, self._loops, self._listing = threading.local(), [], threading.Lock()
 
-    def ask(self, user_id: int) -> Future:
-        """A future of the state of a person. Raises `DatabaseError` at once where the last question is overdue."""
-        began = self._began
-        if began is not None and (late := monotonic() - began) > self.budget:
-            if late < _GIVEN_UP:
-                raise self._late()
-            with self._lock:
-                if self._began == began:
-                    self._waiting, self._thread, self._began = queue.SimpleQueue(), None, None
-        future = Future()
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, args=(self._waiting,), name="fincoach-revisions", daemon=True)
-                self._thread.start()
-            self._waiting.put((user_id, future))
-        return future
+    async def state(self, user_id: int) -> State | None:
+        """`read` for an event loop."""
+        loop, mine = asyncio.get_running_loop(), getattr(self._here, "gathered", None)
+        if mine is None or mine.loop is not loop:
+            mine = self._here.gathered = _Gathered(loop, self.engine, self.patience)
+            with self._listing:
+                over = [g for g in self._loops if g.loop.is_closed()]
+                self._loops = [mine, *(g for g in self._loops if g not in over)]
+            for gathered in over:
+                gathered.close()
+        return await mine.ask(user_id)
 
     def read(self, user_id: int) -> State | None:
         """The state of a person now, within the budget; None for nobody. Raises `DatabaseError`."""
+        self.patience.begin()
+        end = monotonic() + self.patience.budget
+        if not self._lock.acquire(timeout=self.patience.budget):
+            raise self.patience.late()
         try:
-            return self.ask(user_id).result(self.budget)
-        except TimeoutError:
-            raise self._late() from None
+            found = self._asked(user_id, end)
+            self.patience.end(True)
+        except DatabaseError:
+            raise
+        except BaseException as error:
+            wire, self._wire = self._wire, None
+            if wire is not None:  # with a question under way
+                wire.call_back()
+            if not isinstance(error, TimeoutError):
+                raise
+            self.patience.end(False)
+            raise self.patience.late() from None
+        finally:
+            self._lock.release()
+        return (found[user_id], found.get(0, 0)) if user_id in found else None
 
-    def _late(self) -> DatabaseError:
-        return DatabaseError(f"the database did not answer within {self.budget:g} seconds: try again later")
+    def _asked(self, user_id: int, end: float) -> dict[int, int]:
+        """The answer to a question; a connection that broke while nobody used it is replaced. Raises `TimeoutError`."""
+        while True:
+            wire = self._wire = self._wire or self._opened(end)
+            try:
+                wire.ask((user_id,))
+                while (found := wire.answer()) is None:
+                    wire.wait(end - monotonic())
+                return found
+            except DatabaseError:
+                if not wire.broken:
+                    self.patience.end(True)
+                    raise
+                self._wire = None
+                wire.close()
+                if wire.fresh:
+                    raise
+
+    def _opened(self, end: float) -> _Wire:
+        """A new connection. Raises `TimeoutError` where that takes too long; the next caller goes on waiting for it."""
+        self._opening = self._opening or _opening(self.engine)
+        try:
+            wire = self._opening.result(max(0.0, end - monotonic()))
+        except DatabaseError:
+            self._opening = None
+            raise
+        self._opening = None
+        return wire
 
     def close(self):
-        """Let the thread end."""
+        """Let the connections go."""
         with self._lock:
-            if self._thread is not None:
-                self._waiting.put(None)
-                self._thread.join(1.0)
-                self._thread = None
-
-# %% ../../nbs/serving/cache.ipynb #ee092db5
-class _Gathered(_Queue):
-    """Revisions from PostgreSQL, read by a thread for all who wait."""
-
-    def _work(self, waiting: queue.SimpleQueue):
-        """Ask for all who wait, again and again, until there is a successor or nothing more to ask."""
-        line = None
-        while waiting is self._waiting and (first := waiting.get()) is not None:
-            batch = [first]
-            while len(batch) < _AT_MOST and not waiting.empty():
-                batch.append(waiting.get())
-            self._began = monotonic()
-            line = self._answer([b for b in batch if b is not None], line)
-            if waiting is self._waiting:
-                self._began = None
-            if batch[-1] is None:
-                break
-        if line is not None:
-            line.close()
-
-    def _answer(self, batch: list, line):
-        """Ask one question and tell everybody; the connection to go on with, or None."""
-        try:
-            line, found = self._asked(line, [0, *{user for user, _ in batch}])
-        except BaseException as error:
-            for _, future in batch:
-                future.set_exception(error)
-            return None
-        for user, future in batch:
-            future.set_result((found[user], found.get(0, 0)) if user in found else None)
-        return line
-
-    def _asked(self, line, users: list[int]):
-        """The connection, and the revisions of people; a connection that broke while nobody used it is replaced."""
-        try:
-            with explained(self.engine):
-                fresh = line is None
-                if fresh:
-                    raw = self.engine.pool.recreate().connect()  # not one of the pool's, which may be broken as well
-                    line = raw.driver_connection
-                    raw.detach()
-                    line.autocommit = True
-                return line, dict(line.execute(_MANY, (users,)).fetchall())
-        except BaseException:
-            if line is not None:
-                line.close()
-            if fresh:
-                raise
-        return self._asked(None, users)
+            (wire, self._wire), (opening, self._opening) = (self._wire, None), (self._opening, None)
+        if wire is not None:
+            wire.close()
+        if opening is not None:
+            opening.add_done_callback(_unwanted)
+        for gathered in list(self._loops):
+            if gathered.loop.is_closed():
+                gathered.close()
+            else:
+                with suppress(RuntimeError):  # it was closed just now
+                    gathered.loop.call_soon_threadsafe(gathered.close)
 
 # %% ../../nbs/serving/cache.ipynb #5adc773e
 class _Entry(NamedTuple):
@@ -471,13 +700,13 @@ class Made(NamedTuple):
     answer: dict
     model_version: str
 
-# %% ../../nbs/serving/cache.ipynb #0131c185
+# %% ../../nbs/serving/cache.ipynb #2086c2e7
 class _Giving:
     """The part of the cache that gives what there is."""
 
     def __init__(self, engine: sa.Engine, most_bytes: int = 64 << 20, budget: float = 1.0):
         self.engine, self.budget = engine, budget
-        self._revisions = _Inline(engine) if engine.dialect.name == "sqlite" else _Gathered(engine, budget)
+        self._revisions = _Inline(engine) if engine.dialect.name == "sqlite" else _Distant(engine, budget)
         self._memory, self._flights, self._tasks = _Memory(most_bytes), _Flights(), set()
         self._counted, self._counting = dict.fromkeys(("memory", "table", "made", "joined", "stale", "failed", "away", "unkept"), 0), threading.Lock()
 
@@ -511,6 +740,11 @@ class _Giving:
     def get(self, question: Question, now: datetime) -> Kept | None:
         """The answer in this process's memory if it holds at the moment `now`, within microseconds on SQLite; None if there is none, or nobody with the id."""
         state = self._revisions.read(question.user_id)
+        return None if state is None else self._found(question, state, _aware(now))
+
+    async def get_async(self, question: Question, now: datetime) -> Kept | None:
+        """`get` for an event loop."""
+        state = await self._revisions.state(question.user_id)
         return None if state is None else self._found(question, state, _aware(now))
 
 # %% ../../nbs/serving/cache.ipynb #c2b2c9c4
@@ -572,7 +806,7 @@ class _Making(_Giving):
         """Keep ready bytes in memory."""
         self._memory.put(question, _Entry(body, state, made_at, expires_at, monotonic() + (expires_at - now).total_seconds(), question.model_version))
 
-# %% ../../nbs/serving/cache.ipynb #23652765
+# %% ../../nbs/serving/cache.ipynb #68ef5c97
 class _Answering(_Making):
     """The part of the cache that is asked."""
 
@@ -601,7 +835,7 @@ class _Answering(_Making):
         """
         now = _aware(now)
         try:
-            state = await self._state(question.user_id)
+            state = await self._revisions.state(question.user_id)
         except DatabaseError as error:
             return self._away(question, now, stale_ok, error)
         kept, key, flight, mine = self._begin(question, now, state)
@@ -612,15 +846,6 @@ class _Answering(_Making):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return await _landed(flight)
-
-    async def _state(self, user_id: int) -> State | None:
-        """The state of a person now, without holding up the event loop."""
-        if not self._revisions.waits:
-            return self._revisions.read(user_id)
-        try:
-            return await asyncio.wait_for(_landed(self._revisions.ask(user_id)), self.budget)
-        except TimeoutError:
-            raise self._revisions._late() from None
 
     async def _lead(self, run: Callable[..., Awaitable], key: tuple, flight: Future, *asked):
         """Have the answer made; if it was not even begun, tell those who wait."""
