@@ -91,16 +91,20 @@ def memory_mb() -> float:
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
-# %% ../../nbs/api/soon.ipynb #835c62ed
+# %% ../../nbs/api/soon.ipynb #d78906ac
 def serve(make: Callable, host: str = "127.0.0.1", port: int = 8000, say: Callable[[str], None] = _say) -> None:
     """Answer on a port with the app that `make()` makes, until stopped. Raises what `make` raised."""
     import uvicorn
+
+    from fincoach.api.crowd import Crowd, protocol, room
 
     def ready(app):
         say(f"ready after {age():.1f} s, with {memory_mb():.0f} MB")
 
     soon = Soon(make, ready)
-    server = uvicorn.Server(uvicorn.Config(soon, host=host, port=port, access_log=False, log_level="warning", server_header=False, backlog=4096, timeout_graceful_shutdown=10))
+    config = uvicorn.Config(soon, host=host, port=port, access_log=False, log_level="warning", server_header=False, backlog=4096, timeout_graceful_shutdown=10,
+                            http=protocol(Crowd(room())), ws="none")
+    server = uvicorn.Server(config)
     soon.failed = lambda: setattr(server, "should_exit", True)
     begin = server.startup
 
