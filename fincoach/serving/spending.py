@@ -7,7 +7,7 @@ __all__ = ['SPENDING_KINDS', 'PERIODS', 'SLACK', 'LEVELS_OF_RISK', 'ALERT_RULES'
            'SpendingPrediction', 'CategoryRisk', 'usual_months', 'month_chances', 'BudgetRisk', 'AlertRule',
            'SpendingAlert', 'SpendingAlerts', 'SpendingPredictionService']
 
-# %% ../../nbs/serving/spending.ipynb #0cadd6cc
+# %% ../../nbs/serving/spending.ipynb #cbd4cd99
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -26,7 +26,7 @@ from ..data.database import PERSON, connect, explained, reading, rows_of
 from ..data.tables import DEBT, DISCRETIONARY, ESSENTIAL, FEE, KINDS
 from ..features.behavior import extract, features_of
 from ..features.ledger import Ledgers, Person, day_number, person_from_rows, unit_of
-from ..features.recurring import RHYTHMS, RecurringStreams, coming, each, known_dues, payments_of, person_streams
+from ..features.recurring import MOST_ROWS, RHYTHMS, RecurringStreams, coming, each, known_dues, left_out, payments_of, person_streams
 from ..features.series import WeeklySeries, echo, person_series, weekly_series
 from .actions import _about, _spoken, objections
 from .artifacts import ArtifactError, champion, open_version
@@ -167,7 +167,7 @@ def _so_far(person: Person, series: WeeklySeries, monday: int, as_of: date) -> n
     sums = -np.bincount(person.category[rows][spends], person.amount[rows][spends].astype(float), number) * person.unit
     return sums[series.categories]
 
-# %% ../../nbs/serving/spending.ipynb #9de5f1ee
+# %% ../../nbs/serving/spending.ipynb #89533930
 def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: RecurringStreams, about: tuple, before: RecurringStreams | None = None) -> _Known:
     """All that is known of a person; `about` is their currency, the names of categories by id, the ids of spending categories, and how many rows are left out.
 
@@ -186,14 +186,15 @@ def _known(way: _Way, user_id: int, as_of: date, person: Person, streams: Recurr
 def _read(engine: sa.Engine, way: _Way, user_id: int, as_of: date) -> _Known:
     """`_known` of one person in a database. Raises `DatabaseError` for nobody."""
     with explained(engine), reading(engine) as ask:
-        paid = payments_of(ask, user_id, as_of)
+        paid = payments_of(ask, user_id, as_of, MOST_ROWS + 1)
         rows = rows_of(ask, user_id, ask(PERSON, user_id).fetchone(), as_of)
         names = dict(ask("SELECT id, name FROM categories").fetchall())
-    others = sum(currency != rows.currency for currency in paid.currency)
+    others = sum(currency != rows.currency for currency in paid.currency)  # of those that were read
     about = rows.currency, names, np.flatnonzero(np.isin(rows.kinds, SPENDING_KINDS)), others
     streams, sunday = person_streams(paid, as_of), as_of - timedelta(days=(as_of.weekday() + 1) % 7)
     before = None if way.model is None else streams if sunday == as_of else person_streams(paid, sunday)
-    return _known(way, user_id, as_of, person_from_rows(rows), streams, about, before)
+    known = _known(way, user_id, as_of, person_from_rows(rows), streams, about, before)
+    return known._replace(warnings=(*known.warnings, *left_out(paid)))
 
 # %% ../../nbs/serving/spending.ipynb #97b43d65
 @dataclass(frozen=True, repr=False)
