@@ -624,7 +624,7 @@ def test_export_and_erasure_over_http(place, tmp_path, caplog):
         async with client(app) as c:
             head = bearer(token(me))
             agreed = await c.put("/me/consent", headers=head, json={"tracking": True})
-            assert agreed.json() == {"tracking": True, "learning": False}
+            assert agreed.json() == {"tracking": True, "learning": True}
             export = await c.get("/me/export", headers=head)
             assert export.json()["tables"]["users"][0]["external_id"] == me
             assert len(export.json()["tables"]["transactions"]) > 20

@@ -9,7 +9,7 @@ __all__ = ['SECRET', 'PUBLIC', 'AUDIENCE', 'ISSUER', 'ROLES', 'LIMITS', 'FRESH',
            'document_user', 'note_stranger', 'check_policy', 'depth', 'Shield', 'network', 'Consent', 'Revocation',
            'Erasures', 'me_router', 'admin_router', 'revoke']
 
-# %% ../../nbs/api/access.ipynb #a4738bc7
+# %% ../../nbs/api/access.ipynb #f4b75868
 import asyncio
 import hashlib
 import ipaddress
@@ -36,6 +36,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.security.base import SecurityBase
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from .schemas import AuditRows, Consents, ErasureAccepted, ProblemDetails, TokenRevoked
 from ..data import audit, rights
 from ..data.database import DatabaseError, explained, reading
 from ..data.tables import TABLES
@@ -530,21 +531,22 @@ def _owner(engine: sa.Engine, table: str, number: int) -> int | None:
     with explained(engine), engine.connect() as connection:
         return connection.scalar(sa.select(t.c.user_id).where(t.c.id == number))
 
-# %% ../../nbs/api/access.ipynb #3bb73b82
+# %% ../../nbs/api/access.ipynb #3db0ccbc
 POLICY = {
     **dict.fromkeys([("GET", p) for p in (
         "/", "/page.js", "/health", "/health/services", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")], "public"),
     **dict.fromkeys([("GET", f"/coaching/{p}") for p in (
         "user-segment", "segment-insights", "segment-comparison", "spending-prediction", "goal-probability/{goal_id}",
-        "financial-forecast", "behavioral-insights", "recommendation", "card")], "own"),
+        "goals", "financial-forecast", "behavioral-insights", "recommendation", "card")], "own"),
     **dict.fromkeys([("POST", f"/coaching/{p}") for p in (
         "refresh-segment", "behavioral-event", "recommendation/{recommendation_id}/feedback")], "own"),
     **dict.fromkeys([("GET", f"/financial/{p}") for p in (
         "spending-patterns", "category-preferences", "financial-personality", "peer-comparison")], "own"),
     ("POST", "/financial/event"): "own",
-    ("GET", "/me/consent"): "own", ("PUT", "/me/consent"): "own", ("GET", "/me/export"): "own",
+    ("GET", "/me/consent"): "own", ("PUT", "/me/consent"): "own", ("GET", "/me/export"): "own", ("GET", "/me/kept-answers"): "own",
     ("POST", "/me/anonymise"): "own", ("DELETE", "/me"): "own",
     ("POST", "/admin/revoke-token"): "admin", ("GET", "/admin/audit"): "admin",
+    ("GET", "/admin/status"): "admin", ("GET", "/admin/model-performance"): "admin", ("GET", "/admin/cache"): "admin",
 }
 _ASKS = {"own": Own, "admin": Admin}
 
@@ -683,7 +685,7 @@ def _with_headers(send, secure: bool):
 
     return with_headers
 
-# %% ../../nbs/api/access.ipynb #48fbc0f0
+# %% ../../nbs/api/access.ipynb #d294d54f
 _Confirm = Annotated[str, Query(max_length=128, description="The person's name, once more.")]
 
 
@@ -694,7 +696,7 @@ class _Body(BaseModel):
 
 
 class Consent(_Body):
-    """To which uses of their data a person agrees; what is left out stays as it is."""
+    """Which uses of their data a person allows; what is left out stays as it is."""
 
     tracking: bool | None = Field(None, description="That what I do in the app is kept.")
     learning: bool | None = Field(None, description="That models are trained on my data.")
@@ -729,23 +731,36 @@ class Erasures:
         """Waits for the one at work; the others go on at the next start."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../../nbs/api/access.ipynb #ad228a80
+# %% ../../nbs/api/access.ipynb #c57cfb92
+_EXPORT = {"type": "object", "required": ["format", "tables"], "properties": {"format": {"const": 1}, "tables": {
+    "type": "object", "additionalProperties": {"type": "array", "items": {"type": "object"}}}}}
+_REFUSED = {401: "no token, or one that is not valid", 403: "not yours to ask", 404: "nobody has this name", 422: "the request does not fit", 429: "too many requests", 503: "not now"}
+
+
+def _told() -> dict:
+    """How OpenAPI tells of refusals."""
+    return {status: {"model": ProblemDetails, "description": why} for status, why in _REFUSED.items()}
+
+
 def me_router(access: Access, erasures: Erasures) -> APIRouter:
     """What a person may do with their own data: /me/consent, /me/export, /me/anonymise, and DELETE /me."""
     router, engine, exports = APIRouter(prefix="/me", tags=["My data"]), access.engine, Aside(1, patience=120, waiting=8)
     own = Annotated[Person, Depends(access.own)]
 
-    @router.get("/consent", summary="To which uses of my data I agreed")
+    told = _told()
+
+    @router.get("/consent", summary="Which uses of my data are allowed", response_model=Consents, responses=told)
     async def consent(person: own) -> dict[str, bool]:
         return await access.reads(rights.consents, engine, person.user_id)
 
-    @router.put("/consent", summary="Agree, or take it back")
+    @router.put("/consent", summary="Allow a use, or forbid it", response_model=Consents, responses=told)
     async def agree(person: own, said: Consent) -> dict[str, bool]:
         for purpose, granted in said.model_dump(exclude_none=True).items():
             await access.notes.aside(rights.set_consent, engine, person.user_id, purpose, granted, _moment(access.now))
         return await access.reads(rights.consents, engine, person.user_id)
 
-    @router.get("/export", summary="All rows about me, from all tables", response_class=StreamingResponse)
+    @router.get("/export", summary="All rows about me, from all tables", response_class=StreamingResponse,
+                responses=told | {200: {"description": "the rows of each table", "content": {"application/json": {"schema": _EXPORT}}}})
     async def export(person: own) -> StreamingResponse:
         await access.notes.note(person.caller, "export", person.user_id)
         file = await exports(_exported, engine, person.user_id)
@@ -759,18 +774,18 @@ def me_router(access: Access, erasures: Erasures) -> APIRouter:
         erasures.start()
         return {"erasure": number, "state": "accepted"}
 
-    @router.post("/anonymise", status_code=202, summary="Keep my rows as a stranger's")
+    @router.post("/anonymise", status_code=202, summary="Keep my rows as a stranger's", response_model=ErasureAccepted, responses=told)
     async def anonymise(person: own, confirm: _Confirm) -> dict:
         return await end(person, confirm, "anonymise")
 
-    @router.delete("", status_code=202, summary="Erase me")
+    @router.delete("", status_code=202, summary="Erase me", response_model=ErasureAccepted, responses=told)
     async def erase(person: own, confirm: _Confirm) -> dict:
         return await end(person, confirm, "erase")
 
     document_user(router.routes)
     return router
 
-# %% ../../nbs/api/access.ipynb #f70403fb
+# %% ../../nbs/api/access.ipynb #806e1196
 def _exported(engine: sa.Engine, user_id: int):
     """All rows of a person in a file without a name, at its beginning."""
     file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by who sends it
@@ -796,14 +811,15 @@ def admin_router(access: Access) -> APIRouter:
     router, engine, slow = APIRouter(prefix="/admin", tags=["Operators"]), access.engine, Aside(1, patience=60, waiting=8)
     admin = Annotated[Caller, Depends(access.admin)]
 
-    @router.post("/revoke-token", summary="Let a token hold no longer")
+    @router.post("/revoke-token", summary="Let a token hold no longer", response_model=TokenRevoked, responses=_told())
     async def revoke_token(caller: admin, said: Revocation) -> dict:
         await access.notes.aside(revoke, engine, said.token_id, said.expires_at, _moment(access.now))
         access.standing.revoked.add(said.token_id)
         await access.notes.note(caller, "revoke", target=f"token {hashlib.sha256(said.token_id.encode()).hexdigest()[:16]}")
         return {"state": "revoked"}
 
-    @router.get("/audit", summary="Who did what to whose data")
+    @router.get("/audit", summary="Who did what to whose data", operation_id="audit_rows", response_model=AuditRows, response_model_exclude_unset=True,
+                responses=_told() | {200: {"links": {"after the first": {"operationId": "audit_rows", "parameters": {"after": "$response.body#/rows/0/id"}}}}})
     async def audit_rows(caller: admin, after: Annotated[int, Query(ge=0, lt=2**62)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100,
                          verify: Annotated[bool, Query(description="Whether to check the whole chain.")] = False) -> dict:
         await access.notes.note(caller, "audit")

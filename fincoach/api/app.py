@@ -6,7 +6,7 @@
 __all__ = ['log', 'told', 'on_http', 'on_invalid', 'on_database', 'Numbered', 'parts_of', 'library_parts', 'services_health',
            'create_app', 'close_parts']
 
-# %% ../../nbs/api/app.ipynb #51d9ff62
+# %% ../../nbs/api/app.ipynb #c7647d4f
 import asyncio
 import itertools
 import json
@@ -33,6 +33,7 @@ from .coaching import coaching_router
 from .examples import show_examples
 from .financial import financial_router
 from .metrics import CONTENT_TYPE, Measured, Metrics, Watched
+from .operators import operators_router
 from .page import page_router
 from .schemas import Health, ServiceHealth, ServicesHealth
 from .soon import ALIVE
@@ -41,7 +42,9 @@ from ..data.database import DatabaseError, connect
 from ..data.rights import Places
 from ..serving.cache import PredictionCache
 from ..serving.events import BehavioralEventService, EventBatcher
+from ..serving.forgetting import marked_versions
 from ..serving.manager import EnhancedModelManager
+from ..settings import load_settings
 
 # %% ../../nbs/api/app.ipynb #bd0b3c07
 def told(scope, status: int, error: str, what_to_do: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -136,18 +139,20 @@ def _engine_for(database: str | sa.Engine) -> sa.Engine:
         sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA cache_size=-4096"))  # there is one a thread
     return engine
 
-# %% ../../nbs/api/app.ipynb #ca281291
+# %% ../../nbs/api/app.ipynb #901d7442
 def parts_of(database: str | sa.Engine, artifacts: str | Path, clock: Clock | None = None, environ: Mapping[str, str] = os.environ, limits: Limits = LIMITS, pool: Pool | None = None,
              places: Places | None = None) -> Parts:
     """The parts of a service on a database and a folder of artifacts. Nothing is asked of the database yet.
 
     `environ` holds the key that tokens are signed with (see `api.access`); `places` are the folders in which an erased person is looked for (default:
-    only the artifacts).
+    the work and reports folders of the settings, and these artifacts).
     """
     engine, artifacts = _engine_for(database), Path(artifacts)
-    access, batcher = Access(engine, keys_from(environ), limits, mark=places and places.work / "audit.mark"), EventBatcher(engine)
+    settings = load_settings(artifacts=artifacts)
+    places = places or Places(settings.work, settings.reports, artifacts)
+    access, batcher = Access(engine, keys_from(environ), limits, mark=places.work / "audit.mark"), EventBatcher(engine)
     return Parts(engine, EnhancedModelManager(engine, artifacts), PredictionCache(engine), clock or Clock(), pool or Pool(), access=access, batcher=batcher,
-                 events=BehavioralEventService(engine, batcher), erasures=Erasures(access, places or Places(artifacts, artifacts, artifacts)), metrics=Metrics())
+                 events=BehavioralEventService(engine, batcher), erasures=Erasures(access, places), metrics=Metrics())
 
 # %% ../../nbs/api/app.ipynb #26ba6235
 def library_parts(database: str | sa.Engine, artifacts: str | Path, clock: Clock | None = None) -> Parts:
@@ -190,14 +195,14 @@ async def services_health(parts: Parts) -> ServicesHealth:
     worst = "down" if found[0].status == "down" else "degraded" if any(s.status != "healthy" for s in found) else "healthy"
     return ServicesHealth(status=worst, version=fincoach.__version__, today=parts.clock().date(), services=found)
 
-# %% ../../nbs/api/app.ipynb #78f31c8e
+# %% ../../nbs/api/app.ipynb #887fc99b
 def create_app(parts: Parts, limits: Limits = LIMITS) -> FastAPI:
     """The app on its parts. Raises `AccessError` for a route that nobody said who may use."""
     app = FastAPI(title="FinCoach", version=fincoach.__version__, summary="Answers about a person's money, each with how sure it is and what it stands on.",
                   docs_url=None, redoc_url=None, telemetry={"tracing": False, "metrics": False, "logs": False}, lifespan=_living, exception_handlers={HTTPException: on_http, RequestValidationError: on_invalid, DatabaseError: on_database})
     app.state.fincoach = parts
     own = parts.access.own
-    routers = (coaching_router(parts, own), financial_router(parts, own), events_router(parts.events, own, parts.clock), me_router(parts.access, parts.erasures), admin_router(parts.access), page_router(parts, own))
+    routers = (coaching_router(parts, own), financial_router(parts, own), events_router(parts.events, own, parts.clock), me_router(parts.access, parts.erasures), admin_router(parts.access), page_router(parts, own), operators_router(parts, services_health))
     for router in routers:
         app.router.routes.extend(router.routes)  # include_router would look at every router for every request
     _add_health(app, parts)
@@ -219,7 +224,8 @@ def _watch(parts: Parts) -> None:
         "fincoach_events": ("Events by what became of them", "result", lambda: {k: v for k, v in parts.batcher.status().items() if k not in ("waiting", "trouble")}),
         "fincoach_model_changes": ("Changes of what serves", "change", lambda: parts.manager.counts),
     }
-    measured = {"fincoach_cache_bytes": ("Memory of kept answers", lambda: parts.cache.counts["bytes"]), "fincoach_event_queue": ("Events that wait", lambda: parts.batcher.status()["waiting"])}
+    served = lambda: sum(bool(m.role) for m in marked_versions(parts.manager.artifacts))  # noqa: E731
+    measured = {"fincoach_erased_but_served": ("Versions that answer and learned from somebody who was erased", served), "fincoach_cache_bytes": ("Memory of kept answers", lambda: parts.cache.counts["bytes"]), "fincoach_event_queue": ("Events that wait", lambda: parts.batcher.status()["waiting"])}
     parts.metrics.registry.register(Watched(counted, measured, parts.manager.serving))
 
 # %% ../../nbs/api/app.ipynb #d7732dc4

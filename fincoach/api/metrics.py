@@ -105,7 +105,7 @@ class Watched:
             family.add_metric([model, version, role], 1)
         yield family
 
-# %% ../../nbs/api/metrics.ipynb #b73bd6a3
+# %% ../../nbs/api/metrics.ipynb #d4648cc9
 NAMES: dict[str, tuple[str, ...]] = {
     "fincoach_requests_total": ("route", "method", "status"),
     "fincoach_request_seconds_bucket": ("route", "le"),
@@ -121,6 +121,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "fincoach_event_queue": (),
     "fincoach_model_info": ("model", "version", "role"),
     "fincoach_model_changes_total": ("change",),
+    "fincoach_erased_but_served": (),
     "process_resident_memory_bytes": (),
     "process_cpu_seconds_total": (),
     "process_open_fds": (),
@@ -128,7 +129,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "up": ("job", "instance"),
 }
 
-# %% ../../nbs/api/metrics.ipynb #fc17789f
+# %% ../../nbs/api/metrics.ipynb #0be293f1
 def _alert(name: str, expr: str, wait: str, severity: str, summary: str, action: str) -> dict:
     """An alerting rule as Prometheus reads it."""
     return {"alert": name, "expr": expr, "for": wait, "labels": {"severity": severity}, "annotations": {"summary": summary, "action": action}}
@@ -154,13 +155,15 @@ def alert_rules() -> dict:
                "champions.json says which and why."),
         _alert("FinCoachVersionsDiffer", "count by (model) (count by (model, version) (fincoach_model_info{role=\"champion\"})) > 1", "10m", "ticket",
                "Processes serve different champions of {{ $labels.model }}", "One of them cannot read the artifacts: GET /health/services on each."),
+        _alert("FinCoachLearnedFromErased", "max(fincoach_erased_but_served) > 0", "1d", "ticket", "A version that learned from somebody who was erased still answers",
+               "Run `fincoach retrain`; GET /admin/status names the version. If the new one is held back, its report says why."),
         _alert("FinCoachQueueFilling", "fincoach_event_queue > 5000", "2m", "ticket", "Events wait to be written", "The database is slower than people are busy."),
         _alert("FinCoachMemory", "process_resident_memory_bytes{job=\"fincoach\"} > 5e8", "30m", "ticket", "A process holds more than 500 MB", "Start it again, and keep the number for us."),
         _alert("FinCoachSilent", "sum(rate(fincoach_advice_total{action!=\"do_nothing\"}[1d])) == 0 and sum(rate(fincoach_requests_total[1d])) > 0", "1d", "ticket",
                "No advice has been given for a day", "Limits or rules may forbid everything: see the recommendation report."),
     ]}]}
 
-# %% ../../nbs/api/metrics.ipynb #fc8c29ae
+# %% ../../nbs/api/metrics.ipynb #62fe76bd
 def _rate(name: str, by: str = "", span: str = "5m", where: str = "") -> str:
     """The expression for a rate per second, summed by labels."""
     return f"sum by ({by}) (rate({name}{where}[{span}]))" if by else f"sum(rate({name}{where}[{span}]))"
@@ -187,6 +190,7 @@ PANELS = (
         ("Who answers", "answers a second, by model and by what made them", "ops", ((_rate("fincoach_answers_total", "model, made_by"), "{{model}}, {{made_by}}"),)),
         ("Versions", "which version of which model answers, canaries too", "none", (("sum by (model, version, role) (fincoach_model_info)", "{{model}} {{version}} ({{role}})"),)),
         ("Changes", "swaps, canaries, versions taken back", "none", (("sum by (change) (increase(fincoach_model_changes_total[1h]))", "{{change}}"),)),
+        ("Learned from erased people", "versions that answer", "none", (("max(fincoach_erased_but_served)", "versions"),)),
     )),
     ("Cache", (
         ("Found in the cache", "what became of each look", "ops", ((_rate("fincoach_cache_total", "result"), "{{result}}"),)),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'SHELL', 'SCRIPT', 'CoachCard', 'coach_card', 'page_router']
 
-# %% ../../nbs/api/page.ipynb #95e1b718
+# %% ../../nbs/api/page.ipynb #b6364a65
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -15,12 +15,14 @@ from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
 from .asking import AsOf, Look, Parts, explained_to_askers, look_at
+from .coaching import advised
+from .metrics import Metrics
 from ..serving.segmentation import ServiceError
 from ..show import Card, Html, callout, html, join, page
 
-# %% ../../nbs/api/page.ipynb #ed14b3b4
-def _advice(look: Look) -> Card:
-    return look.ask("recommendation", lambda s: s.get_segment_aware_recommendation(look.user_id, look.now, f"day-{look.as_of}"))
+# %% ../../nbs/api/page.ipynb #6cea8f51
+def _advice(look: Look, metrics: Metrics | None = None) -> Card:
+    return advised(look, f"day-{look.as_of}", metrics)
 
 
 def _balance(look: Look) -> Card:
@@ -47,7 +49,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Look], Card]], ...] = (
     ("segment", "How this money behaves", _segment),
 )
 
-# %% ../../nbs/api/page.ipynb #a185e689
+# %% ../../nbs/api/page.ipynb #0164b870
 @dataclass(frozen=True)
 class CoachCard(Card):
     """All that is shown of one person on one day: section -> card, or the words that stand where a card could not be made."""
@@ -68,12 +70,12 @@ class CoachCard(Card):
         return join(_section(id, title, self.parts[id], self.decision_id) for id, title, _ in SECTIONS)
 
 
-def coach_card(look: Look) -> CoachCard:
-    """The card of a person. Parts that cannot be made are said to be missing; a database that is away is a `DatabaseError`, since then nothing can be said."""
+def coach_card(look: Look, metrics: Metrics | None = None) -> CoachCard:
+    """The card of a person; what it advises is counted in `metrics`. Parts that cannot be made are said to be missing; a database that is away is a `DatabaseError`, since then nothing can be said."""
     parts: dict[str, Card | str] = {}
     for name, _, make in SECTIONS:
         try:
-            parts[name] = make(look)
+            parts[name] = _advice(look, metrics) if name == "next" else make(look)
         except ServiceError:
             parts[name] = "This cannot be told just now."
     advice = parts["next"]
@@ -192,7 +194,7 @@ at("sign-out").addEventListener("click", () => signIn());
 if (sessionStorage.getItem("token")) show(); else signIn();
 """
 
-# %% ../../nbs/api/page.ipynb #16fe7adf
+# %% ../../nbs/api/page.ipynb #9b767cb3
 _SHELL_HEADERS = {"content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
                   "cache-control": "no-cache"}
 
@@ -219,7 +221,7 @@ def page_router(parts: Parts, own) -> APIRouter:
     async def card(person: Annotated[Any, Depends(own)], as_of: AsOf = None) -> Response:
         with explained_to_askers():
             look = await look_at(parts, person.user_id, as_of)
-            made = await parts.pool.run(lambda: _shown(coach_card(look)))
+            made = await parts.pool.run(lambda: _shown(coach_card(look, parts.metrics)))
         return Response(made, media_type="text/html", headers={"cache-control": "no-store"})
 
     return router
