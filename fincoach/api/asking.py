@@ -7,15 +7,17 @@ __all__ = ['FIRST_DAY', 'FORM', 'AsOf', 'Problem', 'away', 'busy', 'Clock', 'day
            'strict_json', 'Strict', 'Direct', 'Pool', 'Parts', 'version_of', 'explained_to_askers', 'look_at',
            'respond', 'stored', 'problems', 'Endpoint', 'add_endpoint']
 
-# %% ../../nbs/api/asking.ipynb #c960b622
+# %% ../../nbs/api/asking.ipynb #c646f926
 import asyncio
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from hashlib import blake2b
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
@@ -201,31 +203,93 @@ class Direct(Strict):
 
         return app
 
-# %% ../../nbs/api/asking.ipynb #a3eef507
-class Pool:
-    """Computes in `threads` threads, with at most `queue` calls under way or waiting, each awaited for `budget` seconds at most."""
+# %% ../../nbs/api/asking.ipynb #6bfc766d
+_SLOW, _FOR = 1.0, 3600.0  # seconds of a processor that make somebody slow, and seconds for which they count as that
 
-    def __init__(self, threads: int = 4, queue: int = 64, budget: float = 5.0):
+
+class _Turn:
+    """Calls of one person, or of all who are slow."""
+
+    def __init__(self):
+        self.running, self.waiting = 0, deque()
+
+
+def _timed(call: Callable, args: tuple) -> tuple:
+    """What `call` gives or raises, and how many seconds of a processor it took."""
+    begun = time.thread_time()
+    try:
+        return call(*args), None, time.thread_time() - begun
+    except BaseException as error:
+        return None, error, time.thread_time() - begun
+
+# %% ../../nbs/api/asking.ipynb #0c9cd483
+class _Turns:
+    """The part of a `Pool` that says whose call begins when: `share` of one person's at a time, and `each` of theirs under way or waiting."""
+
+    def __init__(self, threads: int, queue: int):
         self.executor = ThreadPoolExecutor(threads, "fincoach-computes")
-        self.queue, self.budget, self.under_way = queue, budget, 0
+        self.queue, self.under_way = queue, 0
+        self.share, self.each, self._turns, self._slow = max(1, threads // 2), max(2, queue // 4), {}, {}
 
-    def submit(self, call: Callable, *args) -> asyncio.Future:
-        """The future of `call(*args)`, to be awaited; a `Problem` (503) when the queue is full."""
+    def submit(self, call: Callable, *args, of: int | None = None) -> asyncio.Future:
+        """The future of `call(*args)`, to be awaited; a `Problem` when the queue is full (503), or when too many calls are `of` one person (429)."""
         if self.under_way >= self.queue:
             raise busy()
+        whose = "slow" if self._slow.get(of, 0.0) > time.monotonic() else of
+        turn = self._turns.get(whose) or _Turn()
+        if of is not None and turn.running + len(turn.waiting) >= self.each:
+            raise busy() if whose == "slow" else Problem(429, "too many questions about one person at once", "wait for their answers", 1)
         self.under_way += 1
-        future = asyncio.get_running_loop().run_in_executor(self.executor, call, *args)
-        future.add_done_callback(self._done)
+        future = asyncio.get_running_loop().create_future()
+        turn.waiting.append((future, of, call, args))
+        self._turns[whose] = turn
+        self._go_on(whose, turn)
         return future
 
-    def _done(self, future) -> None:
-        self.under_way -= 1
-        with suppress(asyncio.CancelledError):
-            future.exception()  # seen, should nobody wait for it any more
+    def _go_on(self, whose, turn: _Turn) -> None:
+        """Begins what may be begun now."""
+        share = self.queue if whose is None else 1 if whose == "slow" else self.share
+        while turn.waiting and turn.running < share:
+            future, of, call, args = turn.waiting.popleft()
+            try:
+                computed = asyncio.get_running_loop().run_in_executor(self.executor, _timed, call, args)
+            except RuntimeError:  # the pool was closed
+                self.under_way -= 1
+                future.cancel()
+                continue
+            turn.running += 1
+            computed.add_done_callback(partial(self._done, whose, turn, future, of))
+        if not turn.running:
+            self._turns.pop(whose, None)
 
-    async def run(self, call: Callable, *args):
-        """What `call(*args)` gives; a `Problem` (503) when the queue is full or it takes too long. Then it goes on, and nobody waits for it."""
-        return await self.within(asyncio.shield(self.submit(call, *args)))
+    def _done(self, whose, turn: _Turn, future: asyncio.Future, of, computed: asyncio.Future) -> None:
+        """Tells who waits, and lets the next one begin."""
+        self.under_way -= 1
+        turn.running -= 1
+        found, error, took = (None, asyncio.CancelledError(), 0.0) if computed.cancelled() else computed.result()
+        if of is not None and took > _SLOW:
+            if len(self._slow) >= 10_000:
+                self._slow.clear()
+            self._slow[of] = time.monotonic() + _FOR
+        if not future.done():
+            future.cancel() if isinstance(error, asyncio.CancelledError) else future.set_result(found) if error is None else future.set_exception(error)
+            future.cancelled() or future.exception()  # seen, should nobody wait for it any more
+        self._go_on(whose, turn)
+
+# %% ../../nbs/api/asking.ipynb #5802374a
+class Pool(_Turns):
+    """Computes in `threads` threads, with at most `queue` calls under way or waiting, each awaited for `budget` seconds at most.
+
+    Calls `of` one person take half of the threads and a quarter of the queue at most; all whose answers are slow together take one thread.
+    """
+
+    def __init__(self, threads: int = 4, queue: int = 64, budget: float = 5.0):
+        super().__init__(threads, queue)
+        self.budget = budget
+
+    async def run(self, call: Callable, *args, of: int | None = None):
+        """What `call(*args)` gives; a `Problem` when there is no place for it, or it takes too long (503). Then it goes on, and nobody waits for it."""
+        return await self.within(asyncio.shield(self.submit(call, *args, of=of)))
 
     async def within(self, awaited):
         """What is awaited, if it comes within the budget; else a `Problem` (503)."""
@@ -289,7 +353,7 @@ class explained_to_askers:
         if isinstance(error, ServiceError):
             raise Problem(422, "this cannot be answered for this person", "look at /health/services") from error
 
-# %% ../../nbs/api/asking.ipynb #e0e9df6a
+# %% ../../nbs/api/asking.ipynb #13c0d561
 async def look_at(parts: Parts, user_id: int, as_of: date | None = None) -> Look:
     """A look at a person at the end of a day (default: today, where the person is), with the models that serve them now."""
     user, zone = await parts.person(user_id)
@@ -307,7 +371,7 @@ async def respond(parts: Parts, user_id: int, as_of: date | None, kind: str, mod
         versions = look.lineup.versions
         question = Question(user_id, kind, look.as_of, version_of({m: versions[m] for m in models}), FORM, subject)
         if (kept := await _at_hand(parts, question, look.now)) is None:
-            asked = parts.cache.answer_async(question, look.now, lambda: _kept(parts, look, make), run=parts.pool.submit, stale_ok=True)
+            asked = parts.cache.answer_async(question, look.now, lambda: _kept(parts, look, make), run=partial(parts.pool.submit, of=user_id), stale_ok=True)
             kept = await parts.pool.within(asked)
     body = _cautioned(kept.body, kept.warning) if kept.warning else kept.body
     return Response(body, headers=_HIT if kept.cached else _MISS)
@@ -343,12 +407,12 @@ def _cautioned(body: bytes, warning: str) -> bytes:
     answer = json.loads(body)
     return json.dumps(answer | {"warnings": [*answer.get("warnings", []), warning]}, ensure_ascii=False).encode()
 
-# %% ../../nbs/api/asking.ipynb #a0b1689e
+# %% ../../nbs/api/asking.ipynb #2c8f1b7f
 async def stored(parts: Parts, user_id: int, make: Callable[[Look], Schema]) -> Response:
     """The answer of something that stores: made each time, never kept."""
     with explained_to_askers():
         look = await look_at(parts, user_id)
-        made = await parts.pool.run(lambda: _made(parts, look, make).model_dump_json().encode())
+        made = await parts.pool.run(lambda: _made(parts, look, make).model_dump_json().encode(), of=user_id)
     return Response(made, media_type="application/json")
 
 # %% ../../nbs/api/asking.ipynb #7ab5416b
