@@ -264,7 +264,7 @@ class _Inline:
         with self._lock:
             self._shut()
 
-# %% ../../nbs/serving/cache.ipynb #c6cd05a3
+# %% ../../nbs/serving/cache.ipynb #a2fca911
 _MANY, _BIGINTS, _AT_MOST = b"SELECT user_id, revision FROM user_revisions WHERE user_id = ANY($1)", 1016, 1_000  # PostgreSQL's number of bigint[]; people in one question
 
 
@@ -272,7 +272,8 @@ class _Wire:
     """A connection to PostgreSQL on which revisions are asked for, one question at a time. Raises `DatabaseError`."""
 
     def __init__(self, engine: sa.Engine):
-        self.engine = engine
+        self.engine, self.driver = engine, engine.dialect.loaded_dbapi
+        self._good = frozenset((self.driver.pq.ExecStatus.TUPLES_OK, self.driver.pq.ExecStatus.COMMAND_OK))
         with explained(engine):
             raw = engine.pool.recreate().connect()  # not one of the pool's, which may be broken
             self.held = raw.driver_connection
@@ -288,18 +289,24 @@ class _Wire:
 
     def ask(self, users: Iterable[int]):
         """Send the question."""
-        with explained(self.engine):
-            self.line.send_query_prepared(b"fincoach_revisions", [f"{{0,{','.join(map(str, users))}}}".encode()])
+        try:
+            self.line.send_query_prepared(b"fincoach_revisions", [b"{0,%s}" % ",".join(map(str, users)).encode()])
+        except self.driver.Error:
+            with explained(self.engine):  # here, because going through it takes as long as asking
+                raise
 
     def answer(self) -> dict[int, int] | None:
         """The revisions that came, of nobody (0) as well; None while they have not come."""
-        with explained(self.engine):
+        try:
             self.line.consume_input()
             while not self.line.is_busy():
                 if (result := self.line.get_result()) is None:  # the end of an answer, or nothing was asked
                     result, self._result = self._result, None
                     return None if result is None else self._rows(result)
                 self._result, self.fresh = result, False
+        except self.driver.Error:
+            with explained(self.engine):
+                raise
         return None
 
     def wait(self, seconds: float):
@@ -311,15 +318,15 @@ class _Wire:
 
     def _rows(self, result) -> dict[int, int]:
         """What a result says."""
-        driver = self.engine.dialect.loaded_dbapi
-        if result.status not in (driver.pq.ExecStatus.TUPLES_OK, driver.pq.ExecStatus.COMMAND_OK):
-            raise driver.DatabaseError(result.error_message.decode("utf-8", "replace"))
-        return {int(result.get_value(i, 0)): int(result.get_value(i, 1)) for i in range(result.ntuples)}
+        if result.status not in self._good:
+            raise self.driver.DatabaseError(result.error_message.decode("utf-8", "replace"))
+        value = result.get_value
+        return {int(value(i, 0)): int(value(i, 1)) for i in range(result.ntuples)}
 
     @property
     def broken(self) -> bool:
         """Whether the server has hung up."""
-        return self.line.status != self.engine.dialect.loaded_dbapi.pq.ConnStatus.OK
+        return self.line.status != self.driver.pq.ConnStatus.OK
 
     def close(self):
         self.held.close()
