@@ -211,7 +211,7 @@ def sweep(engine: sa.Engine, now: datetime) -> int:
         line.raw.commit()
     return gone
 
-# %% ../../nbs/serving/cache.ipynb #b25420bb
+# %% ../../nbs/serving/cache.ipynb #ad55767e
 _OWN = "SELECT (SELECT revision FROM user_revisions WHERE user_id = ?), (SELECT revision FROM user_revisions WHERE user_id = 0)"
 State = tuple[int, int]  # the person's revision and everybody's
 
@@ -238,9 +238,12 @@ class _Inline:
                     raise
         return None if own is None else (own, everybody)
 
-    async def state(self, user_id: int) -> State | None:
+    async def state(self, user_id: int, begun: None = None) -> State | None:
         """`read` for an event loop, which it holds up for microseconds."""
         return self.read(user_id)
+
+    def begin(self, user_id: int) -> None:
+        """There is nothing to wait for."""
 
     def _open(self):
         """A connection of our own, which waits for nobody for long."""
@@ -382,7 +385,7 @@ class _Patience:
     def late(self) -> DatabaseError:
         return DatabaseError(f"the database did not answer within {self.budget:g} seconds: try again later")
 
-# %% ../../nbs/serving/cache.ipynb #50a67a2f
+# %% ../../nbs/serving/cache.ipynb #d3d85f70
 class _Asking:
     """The event loop's end of a wire: a question under way at most, and how it ends."""
 
@@ -398,6 +401,7 @@ class _Asking:
                 continue
             if error is not None:
                 future.set_exception(error)
+                future.exception()  # seen, should nobody wait for it after all
             else:
                 future.set_result((found[user], found.get(0, 0)) if user in found else None)
 
@@ -509,7 +513,7 @@ class _Gathered(_Asking):
         if self.waiting:
             self._next()
 
-# %% ../../nbs/serving/cache.ipynb #f703b5c8
+# %% ../../nbs/serving/cache.ipynb #4c25832f
 class _Distant:
     """Revisions from PostgreSQL, for threads and for event loops."""
 
@@ -518,8 +522,12 @@ class _Distant:
         self._lock, self._wire, self._opening = threading.Lock(), None, None
         self._here, self._loops, self._listing = threading.local(), [], threading.Lock()
 
-    async def state(self, user_id: int) -> State | None:
-        """`read` for an event loop."""
+    async def state(self, user_id: int, begun: asyncio.Future | None = None) -> State | None:
+        """`read` for an event loop; `begun` if it has begun."""
+        return await (begun or self.begin(user_id))
+
+    def begin(self, user_id: int) -> asyncio.Future:
+        """Sends the question for the state of a person; a future, of the running event loop. Raises `DatabaseError` at once where nobody should wait."""
         loop, mine = asyncio.get_running_loop(), getattr(self._here, "gathered", None)
         if mine is None or mine.loop is not loop:
             mine = self._here.gathered = _Gathered(loop, self.engine, self.patience)
@@ -528,7 +536,7 @@ class _Distant:
                 self._loops = [mine, *(g for g in self._loops if g not in over)]
             for gathered in over:
                 gathered.close()
-        return await mine.ask(user_id)
+        return mine.ask(user_id)
 
     def read(self, user_id: int) -> State | None:
         """The state of a person now, within the budget; None for nobody. Raises `DatabaseError`."""
@@ -707,7 +715,7 @@ class Made(NamedTuple):
     answer: dict
     model_version: str
 
-# %% ../../nbs/serving/cache.ipynb #2086c2e7
+# %% ../../nbs/serving/cache.ipynb #6a9c19fa
 class _Giving:
     """The part of the cache that gives what there is."""
 
@@ -749,9 +757,14 @@ class _Giving:
         state = self._revisions.read(question.user_id)
         return None if state is None else self._found(question, state, _aware(now))
 
-    async def get_async(self, question: Question, now: datetime) -> Kept | None:
-        """`get` for an event loop."""
-        state = await self._revisions.state(question.user_id)
+    def begin(self, user_id: int) -> asyncio.Future | None:
+        """Sends the question whether answers about a person still hold, where it has to travel: what is done before `get_async` then costs no time."""
+        with suppress(DatabaseError):  # `get_async` will say so
+            return self._revisions.begin(user_id)
+
+    async def get_async(self, question: Question, now: datetime, begun: asyncio.Future | None = None) -> Kept | None:
+        """`get` for an event loop; `begun` is what `begin` gave for the same person."""
+        state = await self._revisions.state(question.user_id, begun)
         return None if state is None else self._found(question, state, _aware(now))
 
 # %% ../../nbs/serving/cache.ipynb #c2b2c9c4
