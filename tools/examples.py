@@ -19,11 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 PATHS = ("/health", "/health/services", "/coaching/user-segment", "/coaching/segment-insights", "/coaching/segment-comparison", "/coaching/spending-prediction", "/coaching/goal-probability/{goal_id}",
          "/coaching/financial-forecast", "/coaching/behavioral-insights", "/coaching/recommendation", "/financial/spending-patterns", "/financial/category-preferences",
-         "/financial/financial-personality", "/financial/peer-comparison", "/me/consent")
+         "/financial/financial-personality", "/financial/peer-comparison", "/coaching/goals", "/me/consent", "/me/kept-answers")
+OPERATORS = ("/admin/status", "/admin/model-performance", "/admin/cache", "/admin/audit")
 
 
-def asked(client, goal_id: int, at: datetime) -> dict:
-    """Every answer: `METHOD path` -> status and body."""
+def asked(client, operator: str, goal_id: int, at: datetime) -> dict:
+    """Every answer: `METHOD path` -> status and body. `operator` is a token for the routes below /admin."""
     found = {}
 
     def keep(method: str, path: str, answer) -> dict:
@@ -41,6 +42,10 @@ def asked(client, goal_id: int, at: datetime) -> dict:
     keep("POST", "/coaching/refresh-segment", client.post("/coaching/refresh-segment"))
     event = {"event_id": str(uuid.UUID(int=7)), "event_type": "page_view", "timestamp": at.isoformat(), "event_data": {"page": "goals"}}
     keep("POST", "/coaching/behavioral-event", client.post("/coaching/behavioral-event", json=event))
+    head = {"authorization": f"Bearer {operator}"}
+    for path in OPERATORS:
+        keep("GET", path, client.get(path, headers=head))
+    keep("POST", "/admin/revoke-token", client.post("/admin/revoke-token", headers=head, json={"token_id": "5f2b9c1e", "expires_at": "2100-01-01T00:00:00Z"}))
     return dict(sorted(found.items()))
 
 
@@ -67,9 +72,9 @@ def main(database: str = "", artifacts: str = "") -> None:
         upgrade(connect(f"sqlite:///{folder}/fincoach.db"))
         day = from_micros(newest).astimezone(UTC).date()
         app = create_app(parts_of(f"sqlite:///{folder}/fincoach.db", artifacts or ROOT / "artifacts/enhanced", Clock.of_day(day), environ))
-        token = make_token(keys_from(environ), name, time.time(), "user", 1)
+        token, operator = make_token(keys_from(environ), name, time.time(), "user", 1), make_token(keys_from(environ), "night-shift", time.time(), "admin", 1)
         with TestClient(app, headers={"authorization": f"Bearer {token}"}) as client:
-            found = asked(client, goal_id, datetime(day.year, day.month, day.day, 9, 30, tzinfo=UTC))
+            found = asked(client, operator, goal_id, datetime(day.year, day.month, day.day, 9, 30, tzinfo=UTC))
     path = ROOT / "fincoach/api/examples.json"
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"{len(found)} examples about {name} on {day} in {path.relative_to(ROOT)}")

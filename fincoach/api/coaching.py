@@ -102,7 +102,7 @@ def spending_prediction(look: Look) -> SpendingPrediction:
     return SpendingPrediction(**look.about(_WAYS[f.made_by], p.model_version, warnings), currency=p.currency, sentence=p.sentence, weeks=weeks, four_weeks=four,
                               categories={name: [minor(v) for v in values] for name, values in f.categories.items()}, payments=payments, spent_this_week_minor=minor(p.spent_this_week))
 
-# %% ../../nbs/api/coaching.ipynb #eb204fb4
+# %% ../../nbs/api/coaching.ipynb #bb00e64e
 def goals_set(look: Look) -> GoalsSet:
     """The goals that a person set up to a day, the newest first, with what is in them."""
     g, c, end, zone = TABLES["financial_goals"].c, TABLES["goal_contributions"].c, end_of_day(look.as_of, look.zone), ZoneInfo(look.zone)
@@ -113,7 +113,7 @@ def goals_set(look: Look) -> GoalsSet:
     day = lambda moment: moment and moment.astimezone(zone).date()  # noqa: E731
     return GoalsSet(user=look.user, as_of=look.as_of, goals=[
         GoalSet(goal_id=r.id, name=r.name, currency=r.currency, target_minor=r.target_minor, saved_minor=int(r.saved), set_on=day(r.created_at), due=day(r.due_at),
-                open=r.closed_at is None or r.closed_at >= end) for r in rows])
+                open=(r.closed_at is None or r.closed_at >= end) and (r.due_at is None or day(r.due_at) >= look.as_of)) for r in rows])
 
 # %% ../../nbs/api/coaching.ipynb #8b5009a8
 def goal_probability(look: Look, goal_id: int) -> GoalAchievementProbability:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Share', 'Minor', 'MadeBy', 'ModelName', 'Schema', 'Answer', 'Trait', 'UserSegmentInfo', 'SegmentInsights', 'Standing',
            'PeerStanding', 'EnhancedFinancialState', 'Ranged', 'WeekAhead', 'ExpectedPayment', 'SpendingPrediction',
-           'Factor', 'GoalChange', 'GoalSet', 'GoalsSet', 'GoalAchievementProbability', 'Fan', 'LowestPoint', 'Fall',
+           'GoalSet', 'GoalsSet', 'Factor', 'GoalChange', 'GoalAchievementProbability', 'Fan', 'LowestPoint', 'Fall',
            'SavingsAhead', 'EarlyWarning', 'FinancialForecast', 'BehavioralInsight', 'Engagement', 'BehavioralInsights',
            'RecommendationStrategy', 'RecommendationReason', 'Alternative', 'Evidence', 'EnhancedAIRecommendation',
            'RecommendationFeedback', 'FeedbackTaken', 'RecurringPayment', 'SpendingPatterns', 'CategoryPreference',
@@ -159,7 +159,28 @@ class SpendingPrediction(Answer):
     payments: list[ExpectedPayment] = Field(description="what is known to fall due")
     spent_this_week_minor: Minor = Field(description="from Monday to `as_of`, where the first week has begun")
 
-# %% ../../nbs/api/schemas.ipynb #a623f694
+# %% ../../nbs/api/schemas.ipynb #d7f2f4d4
+class GoalSet(Schema):
+    """A goal that a person set."""
+
+    goal_id: int
+    name: str
+    currency: str
+    target_minor: Minor
+    saved_minor: Minor = Field(description="what was put in and not taken out again")
+    set_on: date
+    due: date | None
+    open: bool = Field(description="neither closed nor past its date")
+
+
+class GoalsSet(Schema):
+    """The goals of a person up to a day, the newest first."""
+
+    user: str
+    as_of: date
+    goals: list[GoalSet]
+
+# %% ../../nbs/api/schemas.ipynb #5a891391
 class Factor(Schema):
     """Something that speaks for or against a goal, and how many points of the chance it is worth."""
 
@@ -177,27 +198,6 @@ class GoalChange(Schema):
     due: date | None
     probability: Share
     found_by: Literal["model", "simulation"]
-
-
-class GoalSet(Schema):
-    """A goal that a person set."""
-
-    goal_id: int
-    name: str
-    currency: str
-    target_minor: Minor
-    saved_minor: Minor = Field(description="what was put in and not taken out again")
-    set_on: date
-    due: date | None
-    open: bool = Field(description="not closed up to the day")
-
-
-class GoalsSet(Schema):
-    """The goals of a person up to a day, the newest first."""
-
-    user: str
-    as_of: date
-    goals: list[GoalSet]
 
 
 class GoalAchievementProbability(Answer):
@@ -508,7 +508,7 @@ class CacheState(Schema):
     memory_bytes: int
     counts: dict[str, int] = Field(description="what became of each look: found, made, stale ...")
 
-# %% ../../nbs/api/schemas.ipynb #3b0106d5
+# %% ../../nbs/api/schemas.ipynb #a0efcd0b
 ModelName = Literal["segmentation", "recommendation", "spending", "goal", "health"]
 
 
@@ -533,7 +533,7 @@ class ModelsPerformance(Schema):
 
     models: list[ModelPerformanceMetrics] = Field(description="of each model those that serve first, then the newest; the 20 newest at most")
 
-
+# %% ../../nbs/api/schemas.ipynb #e1ae9fd8
 class LearnedFromErased(Schema):
     """A version that learned from somebody who was erased since."""
 
