@@ -353,7 +353,7 @@ class explained_to_askers:
         if isinstance(error, ServiceError):
             raise Problem(422, "this cannot be answered for this person", "look at /health/services") from error
 
-# %% ../../nbs/api/asking.ipynb #13c0d561
+# %% ../../nbs/api/asking.ipynb #ce98bb85
 async def look_at(parts: Parts, user_id: int, as_of: date | None = None) -> Look:
     """A look at a person at the end of a day (default: today, where the person is), with the models that serve them now."""
     user, zone = await parts.person(user_id)
@@ -366,24 +366,25 @@ async def respond(parts: Parts, user_id: int, as_of: date | None, kind: str, mod
 
     `kind` (of serving.cache.LIFETIMES) and `subject` are what it is kept under.
     """
+    begun = parts.cache.begin(user_id)  # whether a kept answer holds is on its way while the rest is found out
     with explained_to_askers():
         look = await look_at(parts, user_id, as_of)
         versions = look.lineup.versions
         question = Question(user_id, kind, look.as_of, version_of({m: versions[m] for m in models}), FORM, subject)
-        if (kept := await _at_hand(parts, question, look.now)) is None:
+        if (kept := await _at_hand(parts, question, look.now, begun)) is None:
             asked = parts.cache.answer_async(question, look.now, lambda: _kept(parts, look, make), run=partial(parts.pool.submit, of=user_id), stale_ok=True)
             kept = await parts.pool.within(asked)
     body = _cautioned(kept.body, kept.warning) if kept.warning else kept.body
     return Response(body, headers=_HIT if kept.cached else _MISS)
 
-# %% ../../nbs/api/asking.ipynb #e6fee921
+# %% ../../nbs/api/asking.ipynb #c6619797
 _HIT, _MISS = ({"content-type": "application/json", "x-fincoach-cache": word} for word in ("hit", "miss"))
 
 
-async def _at_hand(parts: Parts, question: Question, now: datetime):
+async def _at_hand(parts: Parts, question: Question, now: datetime, begun: asyncio.Future | None):
     """The answer in memory, if it holds: without the waiting and the queue of those that have to be made."""
     try:
-        return await parts.cache.get_async(question, now)
+        return await parts.cache.get_async(question, now, begun)
     except DatabaseError:  # whether an old answer will do is decided where answers are made
         return None
 
