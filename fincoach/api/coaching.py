@@ -7,7 +7,7 @@ __all__ = ['COACHING', 'RequestId', 'Buffer', 'Number', 'segment_info', 'segment
            'goal_probability', 'financial_forecast', 'behavioral_insights', 'advised', 'recommendation', 'decided_for',
            'take_feedback', 'linked', 'coaching_router']
 
-# %% ../../nbs/api/coaching.ipynb #8c8eaa82
+# %% ../../nbs/api/coaching.ipynb #b6866735
 from datetime import date, timedelta
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
@@ -21,7 +21,7 @@ from .financial import segment_comparison
 from .metrics import Metrics
 from fincoach.api.schemas import (
     Alternative, BehavioralInsight, BehavioralInsights, EarlyWarning, EnhancedAIRecommendation, Engagement, Evidence, ExpectedPayment, Factor, Fall, Fan, FeedbackTaken, FinancialForecast,
-    GoalAchievementProbability, GoalChange, GoalSet, GoalsSet, LowestPoint, PeerStanding, Ranged, RecommendationFeedback, RecommendationReason, RecommendationStrategy, SavingsAhead, SegmentInsights,
+    GoalAchievementProbability, GoalChange, GoalSet, GoalsSet, LowestPoint, PeerStanding, ProblemDetails, Ranged, RecommendationFeedback, RecommendationReason, RecommendationStrategy, SavingsAhead, SegmentInsights,
     SpendingPrediction, Trait, UserSegmentInfo, WeekAhead,
 )
 from ..data.database import end_of_day, explained, reading
@@ -285,7 +285,7 @@ def linked(**links: tuple[str, dict[str, str]]) -> dict:
 
 
 
-# %% ../../nbs/api/coaching.ipynb #cf7b3404
+# %% ../../nbs/api/coaching.ipynb #a29862b5
 def coaching_router(parts: Parts, own) -> APIRouter:
     """The routes below /coaching; `own` is the dependency that says whom a request is about (its result has a `user_id`)."""
     router = APIRouter(prefix="/coaching", tags=["coaching"], route_class=Direct)
@@ -302,7 +302,7 @@ def _add_forecasts(router: APIRouter, parts: Parts, own) -> None:
     async def goals(person: Annotated[Any, Depends(own)], as_of: AsOf = None) -> Response:
         with explained_to_askers():
             look = await look_at(parts, person.user_id, as_of)
-            return Response((await parts.pool.run(goals_set, look)).model_dump_json(), media_type="application/json")
+            return Response((await parts.pool.run(goals_set, look, of=person.user_id)).model_dump_json(), media_type="application/json")
 
     @router.get("/goal-probability/{goal_id}", operation_id="goal_probability", response_model=GoalAchievementProbability, responses=problems(), summary="Will a goal be reached?", description=goal_probability.__doc__)
     async def goal(goal_id: Number, person: Annotated[Any, Depends(own)], as_of: AsOf = None) -> Response:
@@ -314,13 +314,16 @@ def _add_forecasts(router: APIRouter, parts: Parts, own) -> None:
         return await respond(parts, person.user_id, as_of, "health", ("health",), lambda look: financial_forecast(look, buffer_minor), subject)
 
 
+_NOT_ASKED = {409: {"model": ProblemDetails, "description": "this recommendation asks for no answer"}}
+
+
 def _add_decisions(router: APIRouter, parts: Parts, own) -> None:
     """What stores something: decisions, answers to them, a segment."""
     @router.get("/recommendation", response_model=EnhancedAIRecommendation, responses=problems() | linked(answer=("answer_recommendation", {"recommendation_id": "recommendation_id"})), summary="What to say to the person, if anything?", description=recommendation.__doc__)
     async def advice(person: Annotated[Any, Depends(own)], request_id: RequestId = None) -> Response:
         return await stored(parts, person.user_id, lambda look: recommendation(look, request_id or f"day-{look.as_of}", parts.metrics))
 
-    @router.post("/recommendation/{recommendation_id}/feedback", operation_id="answer_recommendation", response_model=FeedbackTaken, responses=problems(409), summary="What did the person make of it?", description=take_feedback.__doc__)
+    @router.post("/recommendation/{recommendation_id}/feedback", operation_id="answer_recommendation", response_model=FeedbackTaken, responses=problems() | _NOT_ASKED, summary="What did the person make of it?", description=take_feedback.__doc__)
     async def feedback(recommendation_id: Number, body: RecommendationFeedback, person: Annotated[Any, Depends(own)]) -> Response:
         answer = await stored(parts, person.user_id, lambda look: take_feedback(look, recommendation_id, body))
         if parts.metrics is not None:

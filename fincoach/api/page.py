@@ -194,7 +194,7 @@ at("sign-out").addEventListener("click", () => signIn());
 if (sessionStorage.getItem("token")) show(); else signIn();
 """
 
-# %% ../../nbs/api/page.ipynb #9b767cb3
+# %% ../../nbs/api/page.ipynb #65b6e0e6
 _SHELL_HEADERS = {"content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
                   "cache-control": "no-cache"}
 
@@ -221,7 +221,7 @@ def page_router(parts: Parts, own) -> APIRouter:
     async def card(person: Annotated[Any, Depends(own)], as_of: AsOf = None) -> Response:
         with explained_to_askers():
             look = await look_at(parts, person.user_id, as_of)
-            made = await parts.pool.run(lambda: _shown(coach_card(look, parts.metrics)))
+            made = await parts.pool.run(lambda: _shown(coach_card(look, parts.metrics)), of=person.user_id)
         return Response(made, media_type="text/html", headers={"cache-control": "no-store"})
 
     return router

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROUTES', 'EventCapture', 'BehavioralTrackingMiddleware', 'events_router']
 
-# %% ../../nbs/api/tracking.ipynb #50457a79
+# %% ../../nbs/api/tracking.ipynb #ef46f235
 import json
 import os
 from collections import OrderedDict
@@ -16,7 +16,8 @@ from time import monotonic
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from .asking import Problem
+from .asking import Problem, problems
+from .schemas import ProblemDetails
 from ..data.database import DatabaseError
 from ..data.tables import to_micros
 from ..serving.events import CONTEXT, MOST, VOCABULARY, BehavioralEventService, Event, EventBatcher, EventError, Refused, parse, uuid_of
@@ -219,10 +220,10 @@ def _takes(schema: dict, example) -> dict:
     """What OpenAPI says about a body."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
-# %% ../../nbs/api/tracking.ipynb #1d6e737e
-_ANSWERS = {202: {"description": "the events are on the disk", "content": {"application/json": {"example": {"accepted": 1, "repeated": 0, "without_consent": 0, "dropped_fields": 0}}}},
-            422: {"description": "an event cannot be taken; none was stored"}, 413: {"description": "too many at once"},
-            503: {"description": "not stored, as far as is known: send them again"}}
+# %% ../../nbs/api/tracking.ipynb #36953e7d
+_ANSWERS = problems() | {202: {"description": "the events are on the disk", "content": {"application/json": {"example": {"accepted": 1, "repeated": 0, "without_consent": 0, "dropped_fields": 0}}}},
+            422: {"model": ProblemDetails, "description": "an event cannot be taken; none was stored"}, 413: {"model": ProblemDetails, "description": "too many at once"},
+            503: {"model": ProblemDetails, "description": "not stored, as far as is known: send them again"}}
 _SENT = {"event_id": "0f8fad5b-d9cb-469f-a165-70867728950e", "event_type": "page_view", "event_data": {"page": "forecast", "seconds": 12}}
 _ENTERED = {"event_id": "0f8fad5b-d9cb-469f-a165-70867728950f", "decision": "save", "amount_minor": 25_000, "currency": "EUR", "category": "savings"}
 
