@@ -285,7 +285,7 @@ def linked(**links: tuple[str, dict[str, str]]) -> dict:
 
 
 
-# %% ../../nbs/api/coaching.ipynb #a29862b5
+# %% ../../nbs/api/coaching.ipynb #e7792ebd
 def coaching_router(parts: Parts, own) -> APIRouter:
     """The routes below /coaching; `own` is the dependency that says whom a request is about (its result has a `user_id`)."""
     router = APIRouter(prefix="/coaching", tags=["coaching"], route_class=Direct)
@@ -319,7 +319,7 @@ _NOT_ASKED = {409: {"model": ProblemDetails, "description": "this recommendation
 
 def _add_decisions(router: APIRouter, parts: Parts, own) -> None:
     """What stores something: decisions, answers to them, a segment."""
-    @router.get("/recommendation", response_model=EnhancedAIRecommendation, responses=problems() | linked(answer=("answer_recommendation", {"recommendation_id": "recommendation_id"})), summary="What to say to the person, if anything?", description=recommendation.__doc__)
+    @router.get("/recommendation", operation_id="recommendation", response_model=EnhancedAIRecommendation, responses=problems() | linked(answer=("answer_recommendation", {"recommendation_id": "recommendation_id"})), summary="What to say to the person, if anything?", description=recommendation.__doc__)
     async def advice(person: Annotated[Any, Depends(own)], request_id: RequestId = None) -> Response:
         return await stored(parts, person.user_id, lambda look: recommendation(look, request_id or f"day-{look.as_of}", parts.metrics))
 
@@ -330,6 +330,6 @@ def _add_decisions(router: APIRouter, parts: Parts, own) -> None:
             parts.metrics.feedback.labels(body.response).inc()
         return answer
 
-    @router.post("/refresh-segment", response_model=UserSegmentInfo, responses=problems(), summary="Find the segment anew, and store it", description=segment_info.__doc__)
+    @router.post("/refresh-segment", response_model=UserSegmentInfo, responses=problems() | linked(advice=("recommendation", {})), summary="Find the segment anew, and store it", description=segment_info.__doc__)
     async def refresh(person: Annotated[Any, Depends(own)]) -> Response:
         return await stored(parts, person.user_id, lambda look: segment_info(look, store=True))
