@@ -32,9 +32,11 @@ from fincoach.serving.cashflow import (
     ceiling,
     dues_of,
     fan_of,
+    led_astray,
     opinions,
     payments_of,
     simulate,
+    turnover,
 )
 
 DAY = date(2025, 9, 28)
@@ -158,6 +160,23 @@ def test_bending_keeps_the_order_of_the_fan_and_moves_its_middle_to_the_weighed_
     assert np.allclose(fan[2][np.array(ANCHORS) - 1], w @ said)
     assert np.isfinite(out).all()
     assert np.allclose(bent(walks, said, PLAIN), walks)
+
+
+def test_walks_led_astray_keep_their_middle_and_their_payments():
+    today = day_number(DAY)
+    rows = [(str(DAY - timedelta(days=k)), "income" if k % 2 else "essential", 7_000 if k % 2 else -5_000) for k in range(100)]
+    of = account(rows, opening=0)
+    assert np.isclose(turnover(of, today), 50 * (7_000 + 5_000) / 2 * 7 / 100)
+    assert turnover(of._replace(day=of.day[:0], kind=of.kind[:0], amount=of.amount[:0]), today) == 1
+    walks = np.repeat(np.where(np.arange(DAYS) >= 20, 250_000.0, 0.0)[None], 400, axis=0)
+    astray = led_astray(walks, 1_000.0)
+    assert np.allclose(np.median(astray, 0), walks[0])
+    assert np.allclose((astray - walks).std(0), 1_000 * np.sqrt(np.arange(1, DAYS + 1) / 7), rtol=0.02)
+    assert (np.abs(np.diff(astray, axis=1)[:, 19] - 250_000) < 1_000).all(), "the salary comes on its day"
+    bend = Bend(unrest=1.0, stretch=((1.5,) * 4,) * 4)
+    told, sure = (cash_flow(1, of, NOTHING_DUE, DAY, bend=b) for b in (bend, bend._replace(unrest=0.0)))
+    assert told.fan[-1][3] - told.fan[-1][1] > sure.fan[-1][3] - sure.fan[-1][1]
+    assert abs(told.fan[27][2] - sure.fan[27][2]) <= 1, "the middle is what was weighed"
 
 
 @settings(max_examples=50, deadline=None)

@@ -16,17 +16,23 @@ from fincoach.data.population import generate
 from fincoach.evaluate.lineage import NotEnoughData
 from fincoach.forecast.health import (
     HORIZONS,
+    UNREST,
+    Cases,
     Recipe,
     area,
     calibration_error,
     cases_of,
     fit,
+    misses,
     mix,
+    quantiles_of,
     simple_chance,
+    spread,
     stretches,
     take_data,
     train_health,
     warn_line,
+    weigh,
 )
 from fincoach.serving.actions import objections
 from fincoach.serving.artifacts import promote
@@ -204,6 +210,9 @@ def hostile(p):
     yield {**good, "members": ["walks"]}
     yield {**good, "as_of": 20250101}
     yield {**good, "format": 1}
+    yield {**good, "format": 2}
+    yield {**good, "unrest": -0.1}
+    yield {k: v for k, v in good.items() if k != "unrest"}
     yield {**good, "more": 1}
     yield {k: v for k, v in good.items() if k != "warn"}
     yield []
@@ -216,6 +225,22 @@ def test_parameters_that_do_not_fit_together_are_refused(candidate):
     for text in ("", "nonsense", '{"format": NaN}', "[" * 100_000):
         with pytest.raises(ParametersError):
             HealthParameters.from_json(text)
+
+
+def test_a_version_from_before_walks_were_led_astray_is_read_as_it_was(candidate):
+    good = json.loads(candidate.files["health.json"])
+    old = HealthParameters.from_json(json.dumps({k: v for k, v in good.items() if k != "unrest"} | {"format": 2}))
+    assert old.unrest == 0
+    assert old.bend("some")._replace(unrest=0.0) == candidate.evidence.parameters.bend("some")._replace(unrest=0.0)
+
+
+def test_every_answer_says_where_payments_were_looked_for_in_the_newest_rows_only(world, monkeypatch, tmp_path):
+    people = FinancialHealthForecaster(world[2], tmp_path)
+    assert not people.assess_financial_stress(1, DAY).warnings
+    monkeypatch.setattr("fincoach.features.recurring.MOST_ROWS", 50)
+    found = people.outlook(1, DAY)
+    for answer in (found.balance, found.savings, found.stress, found.warnings):
+        assert any("newest 50" in w for w in answer.warnings)
 
 
 def test_the_best_mixture_is_found():
@@ -244,6 +269,43 @@ def test_a_stretched_fan_holds_on_new_cases_in_every_situation():
             y = errors[mine, h]
             assert abs(((y >= -1.28 * f[h, 1]) & (y <= 1.28 * f[h, 2])).mean() - 0.8) < 0.05
             assert abs(((y >= -1.96 * f[h, 0]) & (y <= 1.96 * f[h, 3])).mean() - 0.95) < 0.03
+
+
+def made_up(fans, y, size=1.0, said=None):
+    """Cases of a made-up bank: fans (n, unrest, levels, horizons), what came (n, horizons)."""
+    n = len(y)
+    said = np.zeros((n, 5, 3)) if said is None else said
+    ids = np.arange(n)
+    return Cases(ids, ids, ids, ids, np.repeat("some", n), np.ones(n), np.full(n, size), said, fans, y, np.zeros((n, 3)), np.zeros(n))
+
+
+def test_a_fan_that_is_a_line_holds_once_its_walks_are_led_astray():
+    rng, n = np.random.default_rng(8), 3000
+    line = 1e-9 * np.arange(-2, 3)[:, None] * np.ones((1, len(HORIZONS)))
+    normal = np.array([-1.96, -1.2816, 0, 1.2816, 1.96])[:, None] * np.sqrt(np.array(HORIZONS) / 7)
+    own = np.exp(rng.normal(size=n))  # what an account turns over
+    fans = np.stack([line + u * normal * o for o in own for u in UNREST]).reshape(n, len(UNREST), len(LEVELS), len(HORIZONS))
+    y = rng.standard_t(4, size=(n, len(HORIZONS))) * own[:, None] * np.sqrt(np.array(HORIZONS) / 7)
+    cases, weights = made_up(fans, y, own), np.eye(5)[[0, 0, 0]]
+    first, later = (cases.take((np.arange(n) < n // 2) == half) for half in (True, False))
+    unrest, stretch = spread(first, weights)
+    assert unrest > 0
+    told = type("Learned", (), {"weights": weights, "stretch": stretch, "unrest": unrest})
+    q = quantiles_of(later, told)
+    for h in range(len(HORIZONS)):
+        assert abs(((later.y[:, h] >= q[:, 1, h]) & (later.y[:, h] <= q[:, 3, h])).mean() - 0.8) < 0.03
+    still = type("Stretched", (), {"weights": weights, "stretch": stretches(first.fan, np.zeros((len(first), 4)), first.y, first.group), "unrest": 0.0})
+    assert (misses(later, q) < 0.9 * misses(later, quantiles_of(later, still))).all(), "one width for everybody"
+
+
+def test_accounts_that_hardly_spend_do_not_settle_the_weights():
+    rng, n = np.random.default_rng(9), 600
+    y = rng.normal(size=(n, len(HORIZONS)))
+    said = np.stack([y[:, 1:] + rng.normal(size=(n, 3)) * s for s in (0.3, 3, 3, 3, 3)], 1)
+    size = np.ones(n)
+    size[:10] = 500.0  # ten who turn over five hundred times what they spend, and are told wrong by what is right for others
+    y[:10], said[:10, 3], said[:10, 0] = 0.0, 0.0, 600.0
+    assert min(w[0] for w in weigh(made_up(np.zeros((n, len(UNREST), 5, 4)), y, size, said=said))) > 0.8
 
 
 def test_measures_of_chances():

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['NOTHING_DUE', 'WEEKS', 'QUARTER', 'RANK', 'SHARE', 'MOST', 'NEAR', 'DAYS', 'PATHS', 'MEMBERS', 'ANCHORS', 'LEVELS',
-           'PLAIN', 'SPANS', 'SPENDS', 'LEAST_DAYS', 'among', 'Account', 'account', 'balance_series', 'Accounts',
-           'accounts', 'account_of', 'Dues', 'Payment', 'dues_of', 'by_day', 'payments_in_order', 'payments_of',
-           'ceiling', 'rest_of', 'alike', 'simulate', 'opinions', 'Bend', 'fan_of', 'bent', 'LowPoint', 'Fall',
-           'low_point', 'cushion', 'calibrated', 'fall', 'fan_picture', 'CashFlow', 'weekly_spending', 'cash_flow',
-           'warm']
+           'TURNOVER_DAYS', 'PLAIN', 'SPANS', 'SPENDS', 'LEAST_DAYS', 'among', 'Account', 'account', 'balance_series',
+           'Accounts', 'accounts', 'account_of', 'Dues', 'Payment', 'dues_of', 'by_day', 'payments_in_order',
+           'payments_of', 'ceiling', 'rest_of', 'alike', 'simulate', 'opinions', 'turnover', 'Bend', 'fan_of', 'bent',
+           'led_astray', 'LowPoint', 'Fall', 'low_point', 'cushion', 'calibrated', 'fall', 'fan_picture', 'CashFlow',
+           'weekly_spending', 'cash_flow', 'warm']
 
-# %% ../../nbs/serving/cashflow.ipynb #3d69e4af
+# %% ../../nbs/serving/cashflow.ipynb #c297814f
 from dataclasses import dataclass, field, fields
 from datetime import date, timedelta
 from functools import lru_cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -355,8 +356,16 @@ def opinions(of: Account, walks: np.ndarray, as_of: int) -> np.ndarray:
     return np.array([np.median(walks[:, ends - 1], axis=0), start + (start - past[-1 - span]) / span * ends, start + np.array(moved),
                      np.full(len(ends), start), np.full(len(ends), np.median(past[-1 - days:]))])
 
-# %% ../../nbs/serving/cashflow.ipynb #679bc80d
+# %% ../../nbs/serving/cashflow.ipynb #bed47727
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
+TURNOVER_DAYS = 182
+
+
+def turnover(of: Account, as_of: int, days: int = TURNOVER_DAYS) -> float:
+    """What a week moves: half of all that came in and went out over the last `days`, or since the first row; minor units, 1 at least."""
+    span = min(days, as_of - int(of.day[0]) + 1) if len(of.day) else days
+    rows = (of.day > as_of - span) & (of.day <= as_of)
+    return max(float(np.abs(of.amount[rows]).sum()) / 2 * 7 / max(span, 7), 1.0)
 
 
 class Bend(NamedTuple):
@@ -365,6 +374,7 @@ class Bend(NamedTuple):
     weights: tuple[tuple[float, ...], ...] = ((1.0, 0.0, 0.0, 0.0, 0.0),) * len(ANCHORS)  # anchors x members, each sums to 1
     stretch: tuple[tuple[float, ...], ...] = ((1.0,) * 4,) * (len(ANCHORS) + 1)  # at 7 days and the anchors x the levels but the middle
     chance: tuple[tuple[float, float, float], ...] = ((0.0, 1.0, 0.0),) * 4  # the buffer within 28 and 84 days, zero likewise: see `calibrated`
+    unrest: float = 0.0  # weeks of turnover by which walks are led astray in the first week: see `led_astray`
 
 
 PLAIN = Bend()
@@ -397,21 +407,33 @@ def _stretched(paths, fan, wanted, factors):
                 out[p, d] = wanted[i, d] + (x - fan[i, d]) * (wanted[i + 1, d] - wanted[i, d]) / (fan[i + 1, d] - fan[i, d])
     return out
 
-# %% ../../nbs/serving/cashflow.ipynb #27111513
-def _shift(said: np.ndarray, weights, days: np.ndarray) -> np.ndarray:
-    """How far the centre moves on each of `days` ahead: to the weighed opinion at the anchors, in straight lines from nothing today."""
-    at = [0.0, *((np.asarray(weights) * (said - said[0]).T).sum(1))]
+# %% ../../nbs/serving/cashflow.ipynb #a30e5a30
+def _shift(said: np.ndarray, middle: np.ndarray, weights, days: np.ndarray) -> np.ndarray:
+    """How far a centre that lies at `middle` moves on each of `days` ahead: to the weighed opinion at the anchors, in straight lines from nothing today."""
+    at = [0.0, *((np.asarray(weights) * said.T).sum(1) - middle[np.array(ANCHORS) - 1])]
     return np.interp(days, (0, *ANCHORS), at)
 
 
 def bent(paths: np.ndarray, said: np.ndarray, bend: Bend) -> np.ndarray:
-    """Walks shifted and stretched as `bend` says; `said` are the `opinions` on them."""
+    """Walks shifted and stretched as `bend` says; `said` are the `opinions`. What `bend` says of unrest is not done here but before, by `led_astray`."""
     days = np.arange(1, paths.shape[1] + 1)
     fan = fan_of(paths)
     factors = np.array([np.interp(days, (7, *ANCHORS), f) for f in np.asarray(bend.stretch).T])
     sides = np.insert(factors, 2, 1.0, axis=0)
-    wanted = fan[2] + (fan - fan[2]) * sides + _shift(said, bend.weights, days)
+    wanted = fan[2] + (fan - fan[2]) * sides + _shift(said, fan[2], bend.weights, days)
     return _stretched(paths, fan, np.maximum.accumulate(wanted, axis=0), factors)
+
+# %% ../../nbs/serving/cashflow.ipynb #fc4a6246
+@lru_cache(maxsize=8)
+def _scores(seed: int, paths: int) -> np.ndarray:
+    """Normal scores, one for each walk, in an order drawn."""
+    told = [NormalDist().inv_cdf((k + 0.5) / paths) for k in range(paths)]
+    return np.random.default_rng((seed, paths)).permutation(told)
+
+
+def led_astray(paths: np.ndarray, size: float, seed: int = 0) -> np.ndarray:
+    """Walks (paths, days), each led away from where it would go: with a spread of `size` after a week, that grows with the root of time. The middle stays, payments keep their dates."""
+    return paths if size == 0 else paths + np.outer(_scores(seed, len(paths)), size * np.sqrt(np.arange(1, paths.shape[1] + 1) / 7))
 
 # %% ../../nbs/serving/cashflow.ipynb #8083f333
 class LowPoint(NamedTuple):
@@ -674,7 +696,7 @@ def _body(c: CashFlow) -> Html:
     legend = "Line: the middle. Dark band: 80 % of the walks, light band: 95 %." + (" Dashed: the buffer." if c.below is not None else "")
     return join([facts(told, small), _picture(c), prose(f"{legend} {len(c.due)} dated payments and an uncertain rest, {how}."), known, *notes])
 
-# %% ../../nbs/serving/cashflow.ipynb #47425226
+# %% ../../nbs/serving/cashflow.ipynb #df90d86a
 SPENDS = tuple(KINDS.index(k) for k in ("essential", "discretionary", "debt", "fee"))
 LEAST_DAYS = 21
 
@@ -703,7 +725,7 @@ def cash_flow(user_id: int, of: Account, dues: Dues, as_of: date, due: tuple[Pay
     shifted = None
     if bend is not None:
         views = opinions(of, paths, today)
-        paths, shifted = bent(paths, views, bend), bent(paths, views, bend._replace(stretch=PLAIN.stretch))
+        paths, shifted = bent(led_astray(paths, bend.unrest * turnover(of, today)), views, bend), bent(paths, views, bend._replace(stretch=PLAIN.stretch))
     week = weekly_spending(of, today)
     buffer = round(week) if buffer is None else int(buffer)
     if of.known:

@@ -8,10 +8,10 @@ __all__ = ['GROUPS', 'IN_WORDS', 'RATES', 'FORMAT', 'LEVELS_OF_STRESS', 'RULES',
            'judge_stress', 'EarlyWarning', 'EarlyWarnings', 'Outlook', 'Dated', 'look_ahead', 'answers', 'Outlooks',
            'LoadedHealth', 'open_health', 'FinancialHealthForecaster']
 
-# %% ../../nbs/serving/health.ipynb #bd7b26bf
+# %% ../../nbs/serving/health.ipynb #9594a8cf
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from ..data.database import PERSON, connect, explained, reading
 from ..data.tables import KINDS
 from ..features.ledger import NEEDED, day_number
-from ..features.recurring import RecurringStreams, detect_spending_cycles, dues, person_streams
+from ..features.recurring import RecurringStreams, detect_spending_cycles, dues, left_out, person_streams
 from ..features.recurring import payments_of as payments_in
 from .artifacts import ArtifactError, champion, open_version
 from .cache import Question, remembered
@@ -97,17 +97,28 @@ def rate_opinions(of: Account, due: Dues, kind_of: dict[int, int], as_of: int, s
     walked = np.nan if np.isnan(rates).mean() > 0.5 else np.nanmedian(rates)
     return np.array([walked, rate_between(of, as_of - 83, as_of), rate_between(of, as_of - 181, as_of)]), rates[~np.isnan(rates)]
 
-# %% ../../nbs/serving/health.ipynb #a3c218db
-FORMAT = 2  # 1: chances went by the walks alone
+# %% ../../nbs/serving/health.ipynb #52108803
+FORMAT = 3  # 2: walks were not led astray (read as no unrest); 1: chances went by the walks alone
 
-# %% ../../nbs/serving/health.ipynb #db3f8c2d
+
+def _upgraded(text: str | bytes) -> str | bytes:
+    """The text of a file of format 2 as one of today; any other text as it is."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    old = isinstance(found, dict) and found.get("format") == 2 and "unrest" not in found
+    return json.dumps(found | {"format": FORMAT, "unrest": 0.0}) if old else text
+
+# %% ../../nbs/serving/health.ipynb #086c752f
 @dataclass(frozen=True)
 class HealthParameters:
     """What training found. Raises `ParametersError` when it does not fit together.
 
     `weights`: anchors x `MEMBERS`; `stretch`: group -> (at 7 days and the anchors) x 4 sides of the fan; `chance`: three numbers for
     the buffer within each of `SPANS`, then for zero;
-    `rate_weights`: one for each of `RATES`; `rate_errors`: the errors at `LEVELS`; `warn`: the chance from which on is warned.
+    `rate_weights`: one for each of `RATES`; `rate_errors`: the errors at `LEVELS`; `warn`: the chance from which on is warned;
+    `unrest`: how far walks are led astray before they are stretched.
     """
 
     version: str
@@ -118,6 +129,7 @@ class HealthParameters:
     rate_weights: tuple
     rate_errors: tuple
     warn: float
+    unrest: float = 0.0
     members: tuple[str, ...] = MEMBERS
     rates: tuple[str, ...] = RATES
     format: int = FORMAT
@@ -139,10 +151,11 @@ class HealthParameters:
         keep("rate_errors", _grid([self.rate_errors], (1, len(LEVELS)), "rate_errors", low=-2, high=2)[0])
         _need(list(self.rate_errors) == sorted(self.rate_errors), "rate_errors must not fall")
         keep("warn", _number(self.warn, "warn", low=0, high=1))
+        keep("unrest", _number(self.unrest, "unrest", low=0, high=10))
 
     def bend(self, group: str) -> Bend:
         """What is done to the walks of people in a group."""
-        return Bend(self.weights, self.stretch[group], self.chance)
+        return Bend(self.weights, self.stretch[group], self.chance, self.unrest)
 
     def to_json(self) -> str:
         """Text that `from_json` reads back to the same parameters, bit for bit."""
@@ -151,7 +164,7 @@ class HealthParameters:
     @classmethod
     def from_json(cls, text: str | bytes) -> "HealthParameters":
         """Parameters from JSON text; `ParametersError` says what is wrong and where."""
-        found = _opened(text, cls, FORMAT)
+        found = _opened(_upgraded(text), cls, FORMAT)
         try:
             found["as_of"] = date.fromisoformat(found["as_of"])
         except (TypeError, ValueError):
@@ -619,7 +632,7 @@ def open_health(artifacts: str | Path, version: str | None = None) -> tuple[Heal
     except (ParametersError, OSError) as e:
         return None, LoadedHealth("rules", "", (f"the trained version cannot be used: {e if isinstance(e, ParametersError) else 'it cannot be read'}",))
 
-# %% ../../nbs/serving/health.ipynb #58e0ecc0
+# %% ../../nbs/serving/health.ipynb #92b2ac94
 class _Answers:
     """The half of the service that reads, and asks the cache first."""
 
@@ -657,7 +670,8 @@ class _Answers:
         kinds = np.full(max(kind_of, default=0) + 1, -1, np.int8)
         kinds[list(kind_of)] = list(kind_of.values())
         streams = person_streams(payments, as_of)
-        return look_ahead(user_id, account_of(payments, as_of, currency, opening, kinds, streams), streams, kind_of, parameters, buffer)
+        found, more = look_ahead(user_id, account_of(payments, as_of, currency, opening, kinds, streams), streams, kind_of, parameters, buffer), left_out(payments)
+        return Outlook(*(replace(a, warnings=(*a.warnings, *more)) for a in (found.balance, found.savings, found.stress, found.warnings))) if more else found
 
 # %% ../../nbs/serving/health.ipynb #ac38b6c7
 class FinancialHealthForecaster(_Answers):
