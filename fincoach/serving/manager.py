@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'Kind', 'unsound', 'LoadError', 'Loaded', 'size_of', 'ModelLoader', 'ModelRegistry', 'ModelHealthChecker',
-           'ModelUpdater', 'Served', 'Asked', 'Event', 'Lineup', 'EnhancedModelManager']
+           'ModelUpdater', 'Served', 'Asked', 'Event', 'Lineup', 'EnhancedModelManager', 'warm']
 
 # %% ../../nbs/serving/manager.ipynb #e72394a4
 import copy
@@ -704,3 +704,11 @@ class EnhancedModelManager(_TakingBack):
         self._closed = True
         if self.loader._person is not None:
             self.loader._person.dispose()
+
+# %% ../../nbs/serving/manager.ipynb #6f5653b8
+def warm() -> None:
+    """Compile (once a machine) and load what answers need, by asking every service about a made-up person."""
+    engine = _made_up()
+    for kind in MODELS.values():
+        kind.trial(kind.make(engine, Path("no models"), None), 1, TRIAL_DAY)
+    engine.dispose()
