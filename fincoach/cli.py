@@ -228,7 +228,7 @@ def _import(args, settings: Settings) -> Outcome:
              f"  {came.known:,} rows were there already" if came.known else "", f"  {rejected:,} rows were refused"]
     return Outcome(data, "\n".join(filter(None, lines)))
 
-# %% ../nbs/cli.ipynb #d4e2fb85
+# %% ../nbs/cli.ipynb #f096c935
 def _export(args, settings: Settings) -> Outcome:
     """Write the database as a snapshot: Parquet files named by their content."""
     from fincoach.data.export import export_snapshot
@@ -238,8 +238,9 @@ def _export(args, settings: Settings) -> Outcome:
     _say(f"exporting to {folder}")
     snapshot = export_snapshot(engine, folder, progress=sys.stderr.isatty())
     rows = {name: t["rows"] for name, t in snapshot.manifest["tables"].items()}
-    text = f"{snapshot.path}\n{_table([(n, k) for n, k in rows.items() if k])}"
-    return Outcome({"path": str(snapshot.path), "hash": snapshot.hash, "rows": rows}, text)
+    left = f"\n  {snapshot.left_out:,} people did not allow learning and are left out" * bool(snapshot.left_out)
+    text = f"{snapshot.path}\n{_table([(n, k) for n, k in rows.items() if k])}{left}"
+    return Outcome({"path": str(snapshot.path), "hash": snapshot.hash, "rows": rows, "left_out": snapshot.left_out}, text)
 
 # %% ../nbs/cli.ipynb #6bb96f6b
 def _bar(share: float, width: int = 20) -> str:
@@ -498,12 +499,12 @@ def _rights(args, settings: Settings) -> Outcome:
     done = act(engine, user, places, now, forget_person)
     return Outcome(done._asdict(), _erased(done))
 
-# %% ../nbs/cli.ipynb #9cb7d113
+# %% ../nbs/cli.ipynb #4c13daf9
 def _erased(done) -> str:
     """What an erasure did, in words."""
     more = [] if done.name_sought else ["the name is too short, or a number: reports were not searched for it"]
     if done.models:
-        more.append(f"{done.models} versions were trained on the person, or may have been: marks.json beside champions.json names them; run `fincoach retrain`, then delete them")
+        more.append(f"{done.models} versions were trained on the person, or may have been: run `fincoach retrain`, which removes them as soon as they are not needed (`fincoach doctor` says whether one still serves)")
     rows = f"{sum(done.tables.values()):,} rows of {len(done.tables)} tables, {done.snapshots} snapshots, {done.rows} rows and {done.files} names in files"
     head = f"{done.kind} done: {rows}, {done.versions} versions of models that held a row"
     return "\n  ".join([head, *more])
@@ -683,7 +684,7 @@ def _check_database(args, settings: Settings) -> list[_Check]:
     return [_Check("database", "ok", f"{_shown(engine)}, revision {database.REVISIONS[-1]}"),
             _Check("people", "note" if empty else "ok", f"{people:,}", empty)]
 
-# %% ../nbs/cli.ipynb #589553c4
+# %% ../nbs/cli.ipynb #4d5e1a45
 def _check_versions(settings: Settings) -> list[_Check]:
     """The versions of any model that are not as they were published."""
     from fincoach.serving.artifacts import ArtifactError, listed, open_version
@@ -714,6 +715,17 @@ def _check_champion(settings: Settings) -> _Check:
     return _Check("champion", "note" if absent else "problem", status.why_rules, advice)
 
 
+def _check_erased(settings: Settings) -> _Check:
+    """Versions that learned from people who were erased since."""
+    from fincoach.serving.forgetting import marked_versions
+
+    marked = marked_versions(settings.artifacts)
+    serving = [f"{m.model} {m.version}" for m in marked if m.role]
+    if serving:
+        return _Check("erased people", "problem", f"{', '.join(serving)} learned from somebody who was erased, or may have, and serves", "run `fincoach retrain`")
+    return _Check("erased people", "ok", f"no version that serves learned from them{f'; {len(marked)} that can be gone back to may have' if marked else ''}")
+
+
 def _check_advice(settings: Settings) -> _Check:
     """What would advise, through the service's own loader."""
     from fincoach.serving import EnhancedCQLModelService
@@ -726,13 +738,12 @@ def _check_advice(settings: Settings) -> _Check:
     absent = champion(settings.artifacts, "recommendation") is None
     return _Check("advice", "note" if absent else "problem", f"{seen}: {'; '.join(status.warnings)}", "run `fincoach retrain`; until then rules advise, and say so")
 
-# %% ../nbs/cli.ipynb #f92e2aa1
+# %% ../nbs/cli.ipynb #cf6f9b6b
 def _check_compiled() -> _Check:
     """Whether the features' machine code is on disk, so that serving need not compile."""
     from fincoach.features import behavior
 
-    kept = getattr(behavior._block._cache, "_cache_file", None)  # Numba has no public way to ask
-    warm = bool(kept and kept._load_index())
+    warm = behavior._block.kept > 0
     seen = "in the cache" if warm else "not in the cache: the first start takes some seconds longer"
     return _Check("compiled features", "ok" if warm else "note", seen, "" if warm else "run `fincoach warm`")
 
@@ -743,7 +754,7 @@ def _doctor(args, settings: Settings) -> Outcome:
 
     where = getattr(args, "settings", None) or settings_path()
     checks = [_check_python(), *_check_packages(), _Check("settings", "ok", str(where)), *_check_database(args, settings),
-              *_check_versions(settings), _check_champion(settings), _check_advice(settings), _check_compiled()]
+              *_check_versions(settings), _check_champion(settings), _check_advice(settings), _check_erased(settings), _check_compiled()]
     lines = [f"{_colour(c.status.ljust(8), {'ok': 32, 'note': 33, 'problem': 31}[c.status])} {c.name}: {_one_line(c.seen)}"
              + (f"\n         {_one_line(c.advice)}" if c.advice else "") for c in checks]
     bad = sum(c.status == "problem" for c in checks)
