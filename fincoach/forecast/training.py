@@ -9,7 +9,7 @@ __all__ = ['TEST', 'CHOOSE', 'LEARN', 'MOST', 'LSTM', 'BOOSTING', 'MEAN', 'RAW',
            'come_true', 'reach', 'ForecastAudit', 'forecast_audit', 'Floor', 'floor_of', 'sensitivity', 'other_ranges',
            'Seen', 'three_people', 'served_gap', 'examine', 'finish', 'train_spending']
 
-# %% ../../nbs/forecast/training.ipynb #30cf5af6
+# %% ../../nbs/forecast/training.ipynb #8ce98bbd
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
@@ -43,7 +43,7 @@ from ..features.behavior import extract
 from ..features.ledger import Ledgers
 from ..features.series import WeeklySeries, echo, weekly_series
 from .dossier import CHAMPION, RULES, SERVED, Evidence, files_of, manifest, write_report
-from .spending import Parts, SpendingConfig, SpendingPredictor, choose, learn
+from .spending import Parts, SpendingConfig, SpendingPredictor, choose, handed_on, learn
 from ..serving.artifacts import Artifact, ArtifactError
 from fincoach.serving.forecast import (
     HISTORY,
@@ -191,6 +191,11 @@ def chosen(data: Data, parts: Parts, origins, until: int, version: str, config: 
     found = choose(parts, data.series.until(until), data.echo[:, : until + 1], until - int(origins[0]), config, by, data.placed[:, : until + 1])
     return SpendingParameters(version, data.day(until), len(data.series), tuple(data.series.categories.tolist()), by, segmentation=segmentation, **found)
 
+# %% ../../nbs/forecast/training.ipynb #877eb696
+def _handed_on(p: SpendingParameters, data: Data, early: Parts, late: Parts, until: int) -> SpendingParameters:
+    """Parameters found for `early`, which knows the weeks up to `until`, for `late`."""
+    return handed_on(p, early, late, data.series.until(until), data.echo[:, : until + 1], data.placed[:, until] if data.segmentation else None)
+
 # %% ../../nbs/forecast/training.ipynb #6bf83474
 LSTM, BOOSTING, MEAN = "LSTM", "boosting", "12-week mean"
 RAW, STILL = "as the models say", "by group, standing still"
@@ -257,7 +262,7 @@ def _with_chances(p: SpendingParameters, test: Backtest, data: Data) -> Spending
     found = chances_said(test, data).values()
     return replace(p, chances=truer(np.concatenate([s for s, _ in found]), np.concatenate([c for _, c in found])))
 
-# %% ../../nbs/forecast/training.ipynb #b2af9b20
+# %% ../../nbs/forecast/training.ipynb #d9dc1d66
 @one_thread()
 def fit(data: Data, recipe: Recipe, version: str, say: Callable[[str], None] = lambda text: None, config: SpendingConfig | None = None) -> Fitted:
     """Learn everything that is judged and served; `config` says how (default: that of `fincoach.forecast.spending`, with the recipe's seed)."""
@@ -270,11 +275,13 @@ def fit(data: Data, recipe: Recipe, version: str, say: Callable[[str], None] = l
     parameters = _with_chances(parameters, before, data)
     say("learning from all weeks before those that judge")
     judged = learned(data, data.test[0], config)
+    parameters = _handed_on(parameters, data, first, judged, data.choose[0])
     say("learning from all weeks")
     final = learned(data, last, config)
     after = chosen(data, judged, data.test, last, version, config)
     again = {SERVED: voices(SpendingModel(after, judged.network, judged.trees), data, data.test[0])[SERVED]}
     after = _with_chances(after, backtest(_open_ended(data.series, last), again, data.test), data)
+    after = _handed_on(after, data, judged, final, data.test[0])
     predictor = SpendingPredictor(config, SpendingModel(after, final.network, final.trees), final, judged)
     return Fitted(version, config, first, before, SpendingModel(parameters, judged.network, judged.trees), predictor)
 
@@ -406,7 +413,7 @@ def coverage(test: Backtest, model: str, groups: dict[str, np.ndarray], seed: in
             rows.append({"by": "weeks ahead", "group": str(ahead + 1), "what": "weeks", "level": level, "value": s.value, "low": s.low, "high": s.high, "people": s.people})
     return pl.DataFrame(rows)
 
-# %% ../../nbs/forecast/training.ipynb #8bbf66ef
+# %% ../../nbs/forecast/training.ipynb #add12880
 STEPS = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)  # between which chances are looked at together
 
 
