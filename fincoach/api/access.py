@@ -744,7 +744,9 @@ def _told() -> dict:
 
 def me_router(access: Access, erasures: Erasures) -> APIRouter:
     """What a person may do with their own data: /me/consent, /me/export, /me/anonymise, and DELETE /me."""
-    router, engine, exports = APIRouter(prefix="/me", tags=["My data"]), access.engine, Aside(1, patience=120, waiting=8)
+    from fincoach.api.asking import Strict  # which stands on this chapter
+
+    router, engine, exports = APIRouter(prefix="/me", tags=["My data"], route_class=Strict), access.engine, Aside(1, patience=120, waiting=8)
     own = Annotated[Person, Depends(access.own)]
 
     told = _told()
@@ -808,7 +810,9 @@ def _pieces(file):
 
 def admin_router(access: Access) -> APIRouter:
     """What operators may do: /admin/revoke-token and /admin/audit."""
-    router, engine, slow = APIRouter(prefix="/admin", tags=["Operators"]), access.engine, Aside(1, patience=60, waiting=8)
+    from fincoach.api.asking import Strict  # which stands on this chapter
+
+    router, engine, slow = APIRouter(prefix="/admin", tags=["Operators"], route_class=Strict), access.engine, Aside(1, patience=60, waiting=8)
     admin = Annotated[Caller, Depends(access.admin)]
 
     @router.post("/revoke-token", summary="Let a token hold no longer", response_model=TokenRevoked, responses=_told())
