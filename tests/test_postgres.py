@@ -11,6 +11,7 @@ import time
 import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import polars as pl
 import pytest
@@ -23,6 +24,7 @@ from fincoach.data import database, export
 from fincoach.data.database import DatabaseError, connect, counts, load, read_person, require, state, upgrade, writing
 from fincoach.data.export import DataExporter, export_snapshot, write_snapshot
 from fincoach.data.tables import TABLES, Transaction
+from fincoach.serving.events import BehavioralEventService, EventBatcher
 
 pytestmark = pytest.mark.skipif("FINCOACH_TEST_POSTGRES" not in os.environ, reason="FINCOACH_TEST_POSTGRES names no PostgreSQL database")
 START = datetime(2025, 3, 1, 8, 30, tzinfo=UTC)
@@ -485,3 +487,44 @@ def test_memory_does_not_grow_with_the_rows(engine, tmp_path, monkeypatch, way):
         command = [sys.executable, "-c", PEAK, engine.url.render_as_string(hide_password=False), tmp_path / "s", str(export.FAST_FROM)]
         peak.append(float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout))
     assert peak[1] - peak[0] < 25, peak
+
+
+# A server that was started again
+
+
+def cut(admin):
+    """Ends all connections but the admin's; how many there were."""
+    with admin.connect() as c:
+        return c.exec_driver_sql("SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").scalar()
+
+
+def test_connections_that_died_in_the_pool_are_replaced_before_anybody_gets_one(engine, admin):
+    load(engine, {"users": people(), "transactions": rows((1,))})
+    with engine.connect(), engine.connect(), engine.connect():
+        pass
+    assert engine.pool.checkedin() == 3
+    assert cut(admin) >= 3
+    assert len(read_person(engine, 1, START.date()).amount_minor) == 1
+    assert cut(admin) >= 1
+    with writing(engine) as c:
+        c.exec_driver_sql("UPDATE users SET currency = 'CHF' WHERE id = 2")
+    with engine.connect() as c:  # one that is in use when it dies cannot be saved: what it had done is gone
+        assert c.exec_driver_sql("SELECT currency FROM users WHERE id = 2").scalar() == "CHF"
+        cut(admin)
+        with pytest.raises(sa.exc.OperationalError):
+            c.exec_driver_sql("SELECT 1")
+    assert counts(engine)["users"] == 2
+
+
+def test_the_writer_of_events_finds_a_server_that_was_started_again(engine, admin):
+    load(engine, {"users": people()})
+    with writing(engine) as c:
+        c.exec_driver_sql("INSERT INTO user_consents (user_id, purpose, granted, updated_at) VALUES (1, 'tracking', true, now())")
+    with EventBatcher(engine, patience=30) as batcher:
+        service = BehavioralEventService(engine, batcher)
+        for _ in range(3):
+            sent = {"event_id": str(uuid4()), "event_type": "page_view", "event_data": {"page": "goals"}}
+            assert service.process_event(1, sent, START).stored == 1
+            assert cut(admin) >= 1
+        assert batcher.status()["failures"] == 0
+    assert counts(engine)["behavioral_events"] == 3

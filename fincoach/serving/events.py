@@ -7,7 +7,7 @@ __all__ = ['VIEWS', 'VOCABULARY', 'CONTEXT', 'NECESSARY', 'MOST', 'AHEAD', 'BACK
            'Problem', 'EventError', 'parse', 'Decision', 'Event', 'uuid_of', 'moment_of', 'EventValidator',
            'manual_event', 'Refused', 'EventBatcher', 'Receipt', 'BehavioralEventService']
 
-# %% ../../nbs/serving/events.ipynb #ae8ae83d
+# %% ../../nbs/serving/events.ipynb #f5250bc4
 import asyncio
 import json
 import re
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from ..data.database import DatabaseError, explanation
+from ..data.database import DatabaseError, explanation, hung_up
 from ..data.tables import CATEGORY_ID, to_micros
 from .activity import Behavior, BehaviorChanges, read_behavior, read_changes
 
@@ -397,7 +397,7 @@ def _decisions_of(events: Iterable[Event]) -> list[tuple]:
     return [(e.user_id, d.kind, d.amount_minor, d.currency, d.category_id, _compact({"event_id": e.event_id}), d.outcome,
              e.timestamp if d.outcome else None, e.timestamp, e.created_at) for e in events for d in [e.decision]]
 
-# %% ../../nbs/serving/events.ipynb #4edeff69
+# %% ../../nbs/serving/events.ipynb #86afb61b
 class _Writer:
     """The connection on which events are written; for one thread."""
 
@@ -435,6 +435,8 @@ class _Writer:
     def write(self, events: Sequence[Event]) -> list[str]:
         """Stores the events in one transaction; what became of each: stored, repeated, unwanted (no consent) or unknown (nobody has that id)."""
         try:
+            if self.raw is not None and not self.sqlite and hung_up(self.raw):
+                self.close()
             if self.raw is None:
                 self.open()
             return _written(self, events)
