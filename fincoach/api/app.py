@@ -126,7 +126,7 @@ class Numbered:
             if not begun:
                 await told(scope, 500, "something went wrong on our side", "ask again; if it stays, tell us the request_id")(scope, receive, numbered)
 
-# %% ../../nbs/api/app.ipynb #6af41d3d
+# %% ../../nbs/api/app.ipynb #29c5f174
 def _engine_for(database: str | sa.Engine) -> sa.Engine:
     """An engine that gives up early: two seconds to connect or to get at the database, four for a statement."""
     if isinstance(database, sa.Engine):
@@ -134,10 +134,7 @@ def _engine_for(database: str | sa.Engine) -> sa.Engine:
     url = sa.make_url(database)
     if url.get_backend_name() == "postgresql":
         url = url.update_query_dict({"connect_timeout": "2", "options": "-c statement_timeout=4000"} | dict(url.query))
-    engine = connect(url.render_as_string(hide_password=False), wait=2.0)
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA cache_size=-4096"))  # there is one a thread
-    return engine
+    return connect(url.render_as_string(hide_password=False), wait=2.0)
 
 # %% ../../nbs/api/app.ipynb #901d7442
 def parts_of(database: str | sa.Engine, artifacts: str | Path, clock: Clock | None = None, environ: Mapping[str, str] = os.environ, limits: Limits = LIMITS, pool: Pool | None = None,
@@ -160,10 +157,11 @@ def library_parts(database: str | sa.Engine, artifacts: str | Path, clock: Clock
     engine = _engine_for(database)
     return Parts(engine, EnhancedModelManager(engine, artifacts), PredictionCache(engine), clock or Clock(), Pool())
 
-# %% ../../nbs/api/app.ipynb #e1ec9218
+# %% ../../nbs/api/app.ipynb #fd29ec70
 def _of_model(name: str, state: dict) -> ServiceHealth:
     """How a model's service is."""
-    says = "; ".join(filter(None, [state["why"], *state["wrong"]]))
+    said = dict.fromkeys(filter(None, [state["why"], *state["wrong"]]))
+    says = "; ".join(s for s in said if not any(s in other for other in said if other != s))
     well = state["method"] != "rules" and not says
     return ServiceHealth(name=name, status="healthy" if well else "degraded", made_by=state["method"], model_version=state["version"], says=says)
 
