@@ -5,10 +5,11 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
@@ -18,7 +19,18 @@ import sqlalchemy as sa
 from fincoach.data.database import DatabaseError, connect, downgrade, load, state, upgrade, writing
 from fincoach.data.population import generate
 from fincoach.data.tables import TABLES
-from fincoach.serving.cache import LIFETIMES, Made, PredictionCache, Question, lookup, remembered, store, sweep
+from fincoach.serving.cache import (
+    LIFETIMES,
+    Made,
+    PredictionCache,
+    Question,
+    _Gathered,
+    _Patience,
+    lookup,
+    remembered,
+    store,
+    sweep,
+)
 
 NOW = datetime(2024, 7, 1, 9, tzinfo=UTC)
 Q = Question(3, "spending", date(2024, 6, 30), "2024-06-01-made", "spending-1")
@@ -725,3 +737,260 @@ def test_a_database_put_back_from_a_copy_gives_no_answer_of_the_time_between(tmp
     assert cache.get(Q, NOW) is None
     cache.close()
     made.dispose()
+
+
+# ---------------------------------------------------------------------------------------------------- checking in an event loop
+
+
+class Stub:
+    """A wire whose answers the test gives."""
+
+    broken = fresh = False
+
+    def __init__(self):
+        self.sent, self.given, (self.near, self.far) = [], [], socket.socketpair()
+        self.end = self.near.fileno()
+
+    def ask(self, users):
+        self.sent.append(set(users))
+
+    def give(self, answer):
+        """The server answers; an exception is raised where the answer is read."""
+        self.given.append(answer)
+        self.far.send(b".")
+
+    def answer(self):
+        self.near.recv(1)
+        found = self.given.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def close(self):
+        self.near.close()
+        self.far.close()
+
+    call_back = close
+
+
+@pytest.fixture
+def stubbed(monkeypatch):
+    """Stubs in the order in which they were opened, and what makes the asker of the running loop."""
+    opened = []
+
+    def opening(engine):
+        opened.append(Stub())
+        future = Future()
+        future.set_result(opened[-1])
+        return future
+
+    monkeypatch.setattr("fincoach.serving.cache._opening", opening)
+    return opened, lambda budget=20: _Gathered(asyncio.get_running_loop(), None, _Patience(budget))
+
+
+async def turns():
+    """Let the loop do what there is to do."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+
+
+def test_who_asks_while_a_question_is_under_way_is_told_by_the_next_one(stubbed):
+    opened, gathered = stubbed
+
+    async def loop():
+        asker = gathered()
+        first = asker.ask(3)
+        await turns()
+        later = [asker.ask(u) for u in (3, 4, 3, 5, 99)]
+        later[3].cancel()
+        await turns()
+        assert opened[0].sent == [{3}], "one at a time"
+        opened[0].give({0: 1, 3: 30})
+        await turns()
+        assert first.result() == (30, 1)
+        assert not any(f.done() for f in later[:3]), "what was asked before they came says nothing about now"
+        assert opened[0].sent == [{3}, {3, 4, 99} | ({5} & opened[0].sent[1])]
+        opened[0].give({0: 2, 3: 31, 4: 40, 5: 50})
+        told = [await later[i] for i in (0, 1, 2, 4)]
+        asker.close()
+        return told
+
+    assert asyncio.run(loop()) == [(31, 2), (40, 2), (31, 2), None]
+    assert len(opened) == 1
+
+
+def test_an_error_is_told_to_those_who_asked_and_to_nobody_after(stubbed):
+    opened, gathered = stubbed
+
+    async def loop():
+        asker = gathered()
+        first = asker.ask(3)
+        failed = [asker.ask(u) for u in (4, 5)]
+        await turns()
+        opened[0].give({0: 1, 3: 30})
+        assert await first == (30, 1)
+        later = asker.ask(6)
+        opened[0].give(DatabaseError("no such thing"))
+        await turns()
+        assert [str(f.exception()) for f in failed] == ["no such thing"] * 2
+        opened[0].give({0: 1, 6: 60})
+        assert await later == (60, 1)
+        assert opened[0].sent == [{3}, {4, 5}, {6}]
+        asker.close()
+
+    asyncio.run(loop())
+
+
+def test_a_connection_that_broke_is_replaced_once_for_the_same_question(stubbed):
+    opened, gathered = stubbed
+
+    async def loop():
+        asker = gathered()
+        asked = asker.ask(3)
+        await turns()
+        opened[0].broken = True
+        opened[0].give(DatabaseError("the server hung up"))
+        await turns()
+        assert opened[1].sent == [{3}]
+        opened[1].broken = opened[1].fresh = True  # one that never worked: nobody tries for ever
+        opened[1].give(DatabaseError("and again"))
+        await turns()
+        assert str(asked.exception()) == "and again"
+        again = asker.ask(3)
+        await turns()
+        opened[2].give({0: 1, 3: 30})
+        assert await again == (30, 1)
+        opened[2].broken = True
+        opened[2].give(DatabaseError("hung up while nobody asked"))
+        await turns()
+        later = asker.ask(4)
+        await turns()
+        opened[3].give({0: 1, 4: 40})
+        assert await later == (40, 1)
+        asker.close()
+
+    asyncio.run(loop())
+
+
+def test_after_a_question_that_nobody_answered_one_at_a_time_tries_again(stubbed):
+    opened, gathered = stubbed
+
+    async def loop():
+        asker = gathered(0.2)
+        asked = [asker.ask(u) for u in (3, 4)]
+        await turns()
+        asked.append(asker.ask(5))
+        assert {str(e) for e in await asyncio.gather(*asked, return_exceptions=True)} == {"the database did not answer within 0.2 seconds: try again later"}
+        with pytest.raises(DatabaseError, match="did not answer"):
+            asker.ask(3)
+        await asyncio.sleep(0.25)
+        tries = asker.ask(3)
+        with pytest.raises(DatabaseError, match="did not answer"):
+            asker.ask(4)
+        await turns()
+        opened[1].give({0: 1, 3: 30})
+        assert await tries == (30, 1)
+        healed = asker.ask(4)
+        await turns()
+        opened[1].give({0: 1, 4: 40})
+        assert await healed == (40, 1)
+        asker.close()
+
+    asyncio.run(loop())
+
+
+def test_in_an_event_loop_too_no_answer_is_older_than_what_was_committed(engine, cache):
+    """Forty who ask again and again about four people in one loop, while a thread changes their amounts: batches of checks mix nobody up, and none is stale."""
+    committed, t, wrong, stop = dict.fromkeys((3, 4, 5, 6), 0), TABLES["transactions"], [], threading.Event()
+    with engine.connect() as c:
+        first = {user: c.scalar(sa.select(sa.func.min(t.c.id)).where(t.c.user_id == user)) for user in committed}
+    for user in committed:
+        change(engine, sa.update(t).where(t.c.id == first[user]).values(amount_minor=0))
+
+    def make(user):
+        with engine.connect() as c:
+            return {"user": user, "amount": c.scalar(sa.select(t.c.amount_minor).where(t.c.id == first[user]))}
+
+    def write():
+        for n in range(1, 26):
+            for user in committed:
+                change(engine, sa.update(t).where(t.c.id == first[user]).values(amount_minor=n))
+                committed[user] = n
+        stop.set()
+
+    async def ask(shift):
+        for i in itertools.count(shift):
+            user = 3 + i % 4
+            question, least = Q._replace(user_id=user), committed[user]
+            given = await cache.get_async(question, NOW) if i % 2 else None
+            given = given or await cache.answer_async(question, NOW, lambda user=user: make(user))
+            found = json.loads(given.body)
+            if found["user"] != user or found["amount"] < least:
+                wrong.append((found, user, least))
+            if stop.is_set():
+                return
+            if i % 8 == 7:  # who goes away in the middle takes nobody along
+                asyncio.ensure_future(cache.answer_async(question, NOW, dict)).cancel()
+            await asyncio.sleep(0)
+
+    async def loop():
+        await asyncio.gather(asyncio.to_thread(write), *(ask(i) for i in range(40)))
+
+    asyncio.run(loop())
+    assert wrong == []
+    assert cache.counts["memory"] > 0, "it was no cache"
+
+
+def others(engine, wanted):
+    """What `wanted` says of the connections to the database but this one."""
+    admin = sa.create_engine(engine.url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as c:
+        found = c.exec_driver_sql(f"SELECT {wanted} FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").scalar()
+    admin.dispose()
+    return found
+
+
+def test_an_event_loop_finds_its_way_back_to_a_server_that_cut_its_connections(engine, cache):
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has no server")
+
+    async def loop():
+        await cache.answer_async(Q, NOW, dict)
+        assert await asyncio.to_thread(others, engine, "count(pg_terminate_backend(pid))") >= 1
+        assert (await cache.answer_async(Q, NOW, dict)).cached, "cut while nobody asked"
+        with engine.connect() as holder:
+            holder.exec_driver_sql("LOCK TABLE user_revisions IN ACCESS EXCLUSIVE MODE")
+            asked = asyncio.ensure_future(cache.answer_async(Q, NOW, dict))
+            while not (cut := await asyncio.to_thread(others, engine, "count(pg_terminate_backend(pid)) FILTER (WHERE wait_event_type = 'Lock')")):
+                await asyncio.sleep(0.01)
+        assert cut == 1
+        assert (await asked).cached, "cut while somebody waited"
+
+    asyncio.run(loop())
+
+
+def test_a_question_that_is_overdue_is_called_back(engine):
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has no server")
+    cache = PredictionCache(engine, budget=0.3)
+
+    async def loop():
+        await cache.answer_async(Q, NOW, dict)
+        with engine.connect() as holder:
+            holder.exec_driver_sql("LOCK TABLE user_revisions IN ACCESS EXCLUSIVE MODE")
+            said = await asyncio.gather(*(cache.get_async(Q, NOW) for _ in range(30)), return_exceptions=True)
+            assert {type(e) for e in said} == {DatabaseError}
+            for _ in range(500):
+                if not await asyncio.to_thread(others, engine, "count(*) FILTER (WHERE wait_event_type = 'Lock')"):
+                    break
+                await asyncio.sleep(0.01)
+            else:
+                pytest.fail("the server still works on it")
+        for _ in range(500):
+            with suppress(DatabaseError):
+                return await cache.get_async(Q, NOW)
+            await asyncio.sleep(0.02)
+
+    assert asyncio.run(loop()).cached
+    cache.close()
