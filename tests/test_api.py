@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -548,6 +549,50 @@ def test_postgresql_that_hangs_or_dies_is_told_and_found_again(home):
             for p in processes_of(folder):
                 os.kill(p, signal.SIGCONT)
         running.cleanup()
+
+
+# What is written down
+
+
+def test_log_metrics_and_audit_of_a_server_under_attack_hold_no_amount_token_or_address(server, home):
+    """A session with amounts, tokens and addresses in every place that a request has, among them one that the locked database refuses: nothing of it is written down."""
+    _, address, token, process = server
+    amount, stranger, forged, name = 987654321, "203.0.113.77", token[:-6] + "AAAAAA", "person-0"
+    mine = {"authorization": f"Bearer {token}", "x-forwarded-for": stranger, "x-session-id": stranger, "user-agent": f"{token} {stranger}", "referer": f"{address}/#token={token}"}
+    event = {"event_id": "0f8fad5b-d9cb-469f-a165-70867728950e", "decision": "save", "amount_minor": amount, "currency": "EUR"}
+    with httpx.Client(base_url=address, headers=mine, timeout=30) as c:
+        for path in ("/coaching/user-segment", f"/coaching/{token}", f"/coaching/goal-probability/{amount}", f"/coaching/financial-forecast?buffer_minor={amount}", f"/?token={token}", f"/me/consent?user={amount}",
+                     f"/coaching/recommendation?request_id={amount}", f"/coaching/recommendation?request_id={stranger}%0d%0a{token}", f"/admin/audit?after={amount}", "/coaching/user-segment?as_of=9999-12-31"):
+            assert c.get(path).status_code < 500
+        for bad in (forged, "noise", stranger):
+            assert c.get("/me/export", headers={"authorization": f"Bearer {bad}"}).status_code == 401
+        for body in (b'{"amount": %d' % amount, b"[" * 9000, b"{}" + b" " * 1_100_000, f'{{"response": "{token}", "user_id": {amount}}}'.encode()):
+            assert c.post("/coaching/recommendation/1/feedback", content=body, headers={"content-type": "application/json"}).status_code in (404, 413, 422)
+        assert c.post("/financial/event", json=event | {"event_data": {"iban": token}}).status_code == 422
+        with sqlite3.connect(f"{home}/people.db") as held:
+            held.execute("BEGIN IMMEDIATE")
+            assert c.post("/financial/event", json=event).status_code == 503
+            held.rollback()
+        metrics = c.get("/metrics").text
+    os.set_blocking(process.stderr.fileno(), False)
+    log = b""
+    while piece := suppressed(os.read, process.stderr.fileno(), 1 << 16):
+        log += piece
+    with sqlite3.connect(f"{home}/people.db") as held:
+        noted = str(held.execute("SELECT actor, role, action, target, outcome, details FROM audit_log").fetchall())
+    assert b'"refused"' in log, "something was written at all"
+    assert "refused" in noted
+    for where, text in (("log", log.decode()), ("metrics", metrics), ("audit", noted)):
+        for secret in (str(amount), stranger, token, forged, token.split(".")[2], "127.0.0.1", name):
+            assert secret not in text, (where, secret[:20])
+
+
+def suppressed(call, *args):
+    """What a call gives; nothing where there is nothing to read yet."""
+    try:
+        return call(*args)
+    except BlockingIOError:
+        return b""
 
 
 # Everything at once
