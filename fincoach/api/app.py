@@ -6,7 +6,7 @@
 __all__ = ['log', 'told', 'on_http', 'on_invalid', 'on_database', 'Numbered', 'parts_of', 'library_parts', 'services_health',
            'create_app', 'close_parts']
 
-# %% ../../nbs/api/app.ipynb #c7647d4f
+# %% ../../nbs/api/app.ipynb #f2b903d0
 import asyncio
 import itertools
 import json
@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -136,7 +137,7 @@ def _engine_for(database: str | sa.Engine) -> sa.Engine:
         url = url.update_query_dict({"connect_timeout": "2", "options": "-c statement_timeout=4000"} | dict(url.query))
     return connect(url.render_as_string(hide_password=False), wait=2.0)
 
-# %% ../../nbs/api/app.ipynb #901d7442
+# %% ../../nbs/api/app.ipynb #3bc5868c
 def parts_of(database: str | sa.Engine, artifacts: str | Path, clock: Clock | None = None, environ: Mapping[str, str] = os.environ, limits: Limits = LIMITS, pool: Pool | None = None,
              places: Places | None = None) -> Parts:
     """The parts of a service on a database and a folder of artifacts. Nothing is asked of the database yet.
@@ -148,8 +149,18 @@ def parts_of(database: str | sa.Engine, artifacts: str | Path, clock: Clock | No
     settings = load_settings(artifacts=artifacts)
     places = places or Places(settings.work, settings.reports, artifacts)
     access, batcher = Access(engine, keys_from(environ), limits, mark=places.work / "audit.mark"), EventBatcher(engine)
-    return Parts(engine, EnhancedModelManager(engine, artifacts), PredictionCache(engine), clock or Clock(), pool or Pool(), access=access, batcher=batcher,
+    parts = Parts(engine, EnhancedModelManager(engine, artifacts), PredictionCache(engine), clock or Clock(), pool or Pool(), access=access, batcher=batcher,
                  events=BehavioralEventService(engine, batcher), erasures=Erasures(access, places), metrics=Metrics())
+    access.standing.forget = partial(_let_go, parts)
+    return parts
+
+
+def _let_go(parts: Parts) -> None:
+    """Somebody is being erased, or was: nothing about anybody that is only in memory is kept; what is needed is read again."""
+    parts.access.known.forget()
+    parts.zones.clear()
+    for user in {question.user_id for question, _ in parts.cache._memory.items()}:
+        parts.cache.forget(user)
 
 # %% ../../nbs/api/app.ipynb #26ba6235
 def library_parts(database: str | sa.Engine, artifacts: str | Path, clock: Clock | None = None) -> Parts:
