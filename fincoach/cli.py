@@ -587,8 +587,9 @@ def _retrain(args, settings: Settings) -> Outcome:
     run = retrain_all(**given)
     return Outcome(run.to_dict(), run.summary(), int(bool(run.failed)))
 
-# %% ../nbs/cli.ipynb #ce179d47
+# %% ../nbs/cli.ipynb #851bc72f
 _COMPILED = ("features.recurring", "data.population", "features.behavior", "features.series", "features.goals", "serving.cashflow", "serving.forecast", "serving.trees")  # the slowest first
+_ALL = "serving.manager"  # asks every service, when the rest is there
 
 
 def _warm(args, settings: Settings) -> Outcome:
@@ -599,11 +600,14 @@ def _warm(args, settings: Settings) -> Outcome:
     from time import perf_counter
 
     begin = perf_counter()
+    def made(module: str) -> bool:
+        return run([sys.executable, "-c", f"from fincoach.{module} import warm; warm()"]).returncode == 0
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ends = pool.map(lambda module: run([sys.executable, "-c", f"from fincoach.{module} import warm; warm()"]).returncode, _COMPILED)
-    broken = [module for module, end in zip(_COMPILED, ends, strict=True) if end]
+        ends = [*pool.map(made, _COMPILED), made(_ALL)]
+    broken = [module for module, end in zip((*_COMPILED, _ALL), ends, strict=True) if not end]
     took = perf_counter() - begin
-    told = f"{', '.join(broken)} could not be compiled: see above" if broken else f"features, streams and forecasts are compiled and cached ({took:.1f} s)"
+    told = f"{', '.join(broken)} could not be compiled: see above" if broken else f"features, streams and forecasts are compiled and kept ({took:.1f} s)"
     return Outcome({"seconds": round(took, 2), "failed": broken}, told, int(bool(broken)))
 
 # %% ../nbs/cli.ipynb #eb594b48
@@ -738,14 +742,19 @@ def _check_advice(settings: Settings) -> _Check:
     absent = champion(settings.artifacts, "recommendation") is None
     return _Check("advice", "note" if absent else "problem", f"{seen}: {'; '.join(status.warnings)}", "run `fincoach retrain`; until then rules advise, and say so")
 
-# %% ../nbs/cli.ipynb #cf6f9b6b
+# %% ../nbs/cli.ipynb #78bfd2a2
 def _check_compiled() -> _Check:
-    """Whether the features' machine code is on disk, so that serving need not compile."""
-    from fincoach.features import behavior
+    """Whether machine code is kept on disk, so that serving need not compile, nor load Numba."""
+    from fincoach.features import behavior, recurring
+    from fincoach.features.machine import fits
+    from fincoach.serving import cashflow, trees
 
-    warm = behavior._block.kept > 0
-    seen = "in the cache" if warm else "not in the cache: the first start takes some seconds longer"
-    return _Check("compiled features", "ok" if warm else "note", seen, "" if warm else "run `fincoach warm`")
+    if why := fits():
+        return _Check("compiled features", "note", f"by Numba: {why}", "a server takes some 150 MB and a second more than on Linux with x86-64")
+    missing = [k.__module__.removeprefix("fincoach.") for k in (behavior._block, recurring._streams_of_groups, cashflow._walk, trees._walk) if not k.kept]
+    if missing:
+        return _Check("compiled features", "note", f"{', '.join(missing)} not kept yet: the first start takes some seconds longer", "run `fincoach warm`")
+    return _Check("compiled features", "ok", "kept as machine code: a server starts without Numba")
 
 
 def _doctor(args, settings: Settings) -> Outcome:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ALIVE', 'Soon', 'age', 'memory_mb', 'serve']
 
-# %% ../../nbs/api/soon.ipynb #7195338a
+# %% ../../nbs/api/soon.ipynb #96163be9
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -91,7 +92,7 @@ def memory_mb() -> float:
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
-# %% ../../nbs/api/soon.ipynb #d78906ac
+# %% ../../nbs/api/soon.ipynb #db8659b9
 def serve(make: Callable, host: str = "127.0.0.1", port: int = 8000, say: Callable[[str], None] = _say) -> None:
     """Answer on a port with the app that `make()` makes, until stopped. Raises what `make` raised."""
     import uvicorn
@@ -99,6 +100,8 @@ def serve(make: Callable, host: str = "127.0.0.1", port: int = 8000, say: Callab
     from fincoach.api.crowd import Crowd, protocol, room
 
     def ready(app):
+        gc.freeze()
+        gc.enable()
         say(f"ready after {age():.1f} s, with {memory_mb():.0f} MB")
 
     soon = Soon(make, ready)
@@ -114,6 +117,10 @@ def serve(make: Callable, host: str = "127.0.0.1", port: int = 8000, say: Callab
             say(f"http://{host}:{port}/health answers after {age():.2f} s, with {memory_mb():.0f} MB")
 
     server.startup = startup
-    server.run()
+    gc.disable()  # until all is there: nothing that is imported is garbage, and looking whether it is takes an eighth of the start
+    try:
+        server.run()
+    finally:
+        gc.enable()
     if soon.error is not None:
         raise soon.error
