@@ -40,7 +40,7 @@ from fincoach.forecast.training import (
 )
 from fincoach.serving.artifacts import champion as champion_version
 from fincoach.serving.artifacts import open_version, promote, publish
-from fincoach.serving.forecast import HORIZON, MONTH
+from fincoach.serving.forecast import HORIZON, MONTH, combined
 from fincoach.serving.inference import Cluster, FeatureScaling, SegmentationParameters
 from fincoach.serving.offsets import AND, AS_SAID
 
@@ -144,6 +144,39 @@ def test_what_is_judged_had_learned_from_no_week_that_judges(data, fitted):
     one, other = (f.judged.forecast(data.series.until(last), data.echo[:, last]) for f in (fitted, again))
     assert np.array_equal(one.quantiles, other.quantiles, equal_nan=True)
     assert again.final.model.parameters.to_json() != fitted.final.model.parameters.to_json()
+
+
+class Wider:
+    """The opinions of a model with ranges of twice the width: a network that chance has made wide."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def opinions(self, series, echo):
+        o = self.model.opinions(series, echo)
+        return o._replace(**{k: getattr(o, k)[..., 2:3] + 2 * (getattr(o, k) - getattr(o, k)[..., 2:3]) for k in ("weekly", "month")})
+
+
+def test_ranges_found_for_one_network_hold_for_the_next(data, fitted):
+    """The network that is judged learned anew and is wider or narrower than the one that ranges were found for: they are handed on, and hold for a network of twice the width as for the one itself."""
+    first, wide, cut = fitted.first, Wider(fitted.judged), data.choose[0]
+    found = training.chosen(data, first, data.choose, data.test[0], "found", fitted.config)
+    handed = [training._handed_on(found, data, first, model, cut) for model in (fitted.judged, wide)]
+    assert np.array_equal(handed[0].weekly.values, fitted.judged.parameters.weekly.values)
+    assert np.array_equal(handed[0].monthly.values, fitted.judged.parameters.monthly.values)
+    assert np.array_equal(training._handed_on(found, data, first, first, cut).monthly.values, found.monthly.values)
+
+    def held(p, model):
+        inside = []
+        for w in data.test[:4]:
+            s = data.series.until(w)
+            f = combined(p, model.opinions(s, data.echo[:, w]), s, data.placed[:, w])
+            y = data.series.total[:, w + 1 : w + 1 + MONTH]
+            inside += [((y >= f.quantiles[:, :MONTH, 1]) & (y <= f.quantiles[:, :MONTH, 3]))[f.made_by == "model"].mean()]
+        return np.mean(inside)
+
+    assert abs(held(handed[1], wide) - held(handed[0], fitted.judged)) < 0.03
+    assert abs(held(found, wide) - held(handed[0], fitted.judged)) > 0.06
 
 
 def test_audit_from_rows_finds_no_leak_and_would_find_one(snapshot, data, recipe, evidence, monkeypatch):
