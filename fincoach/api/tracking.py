@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['ROUTES', 'EventCapture', 'BehavioralTrackingMiddleware', 'events_router']
 
-# %% ../../nbs/api/tracking.ipynb #ef46f235
+# %% ../../nbs/api/tracking.ipynb #dcfca790
 import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from random import Random
+from functools import partial
+from itertools import count
 from time import monotonic
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from .asking import Problem, problems
 from .schemas import ProblemDetails
 from ..data.database import DatabaseError
-from ..data.tables import to_micros
 from ..serving.events import CONTEXT, MOST, VOCABULARY, BehavioralEventService, Event, EventBatcher, EventError, Refused, parse, uuid_of
 
-# %% ../../nbs/api/tracking.ipynb #b3644a0b
+# %% ../../nbs/api/tracking.ipynb #a483feaf
 ROUTES: Mapping[tuple[str, str], str] = {
     ("GET", "/coaching/user-segment"): "segment_viewed",
     ("GET", "/coaching/segment-insights"): "insights_viewed",
@@ -42,17 +43,32 @@ ROUTES: Mapping[tuple[str, str], str] = {
 }
 
 
-def _kind(path: str, method: str, routes: Mapping) -> tuple[str, tuple] | None:
-    """The type of event of a path, and the number in it; None for a path that is none of `routes`."""
-    if (found := routes.get((method, path))) is not None:
-        return found, ()
-    head, _, last = path.rpartition("/")
-    if last.isdecimal() and last.isascii() and (found := routes.get((method, head + "/{goal_id}"))) is not None:
-        return found, ("goal_id", last)
-    head, _, number = head.rpartition("/")
-    if number.isdecimal() and number.isascii() and (found := routes.get((method, f"{head}/{{recommendation_id}}/{last}"))) is not None:
-        return found, ("recommendation_id", number)
-    return None
+class _Known:
+    """The requests that are events, by what is quick to look up."""
+
+    def __init__(self, routes: Mapping[tuple[str, str], str]):
+        self.plain, self.ending, self.within = {}, {}, {}  # no number in the path; one at its end; one before its last part
+        for (method, path), name in routes.items():
+            head, number, tail = path.partition("/{")
+            field, _, last = tail.partition("}/")
+            if not number:
+                self.plain[method, path] = name, ()
+            elif last:
+                self.within[method, head, last] = name, field
+            else:
+                self.ending[method, head] = name, field.removesuffix("}")
+
+    def of(self, method: str, path: str) -> tuple[str, tuple] | None:
+        """The type of event of a request, and the number in its path; None for a request that is none."""
+        if (found := self.plain.get((method, path))) is not None:
+            return found
+        head, _, last = path.rpartition("/")
+        if (number := last).isdecimal():
+            found = self.ending.get((method, head))
+        else:
+            head, _, number = head.rpartition("/")
+            found = self.within.get((method, head, last)) if number.isdecimal() else None
+        return (found[0], (found[1], number)) if found is not None and number.isascii() else None
 
 # %% ../../nbs/api/tracking.ipynb #d7599a86
 _AGAIN, _LOOKS = 60.0, 50_000
@@ -77,15 +93,23 @@ class _Looks:
         self.held[look] = at
         return True
 
-# %% ../../nbs/api/tracking.ipynb #681a80a9
-_RANDOM = Random()  # its own: nobody else can set it back
-os.register_at_fork(after_in_child=_RANDOM.seed)
+# %% ../../nbs/api/tracking.ipynb #b7a5d498
+class _Numbers:
+    """UUIDs: random up to the last part, which counts. Nobody gains by guessing them, and all random ones take ten times as long."""
+
+    def __init__(self):
+        self.begin()
+        os.register_at_fork(after_in_child=self.begin)
+
+    def begin(self):
+        """As in a new process."""
+        self.first, self.counter = str(uuid4())[:24], count()
+
+    def __call__(self) -> str:
+        return f"{self.first}{next(self.counter):012x}"
 
 
-def _number() -> str:
-    """A random UUID; from Python's own generator, since nobody gains by guessing it, and the system's takes ten times as long."""
-    digits = f"{_RANDOM.getrandbits(128) & ~(0xF << 76) & ~(0x3 << 62) | 4 << 76 | 2 << 62:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+_number = _Numbers()
 
 
 _GAP, _KEEP = 1800.0, 10_000
@@ -107,12 +131,15 @@ class _Sessions:
             self.held.popitem(last=False)
         return name
 
-# %% ../../nbs/api/tracking.ipynb #5c55d08d
+# %% ../../nbs/api/tracking.ipynb #f5dcac66
+_EVENT = partial(tuple.__new__, Event)  # from all its fields, at a third of what calling Event takes
+
+# %% ../../nbs/api/tracking.ipynb #02f8d4d1
 class EventCapture:
     """Turns an answered request of a person about themselves into an `Event`. `clock()` gives the moment, in UTC."""
 
     def __init__(self, clock: Callable[[], datetime], routes: Mapping[tuple[str, str], str] = ROUTES, prefix: str = ""):
-        self.clock, self.routes, self.prefix, self.sessions, self.looks = clock, routes, prefix, _Sessions(), _Looks()
+        self.clock, self.prefix, self.known, self.sessions, self.looks = clock, prefix, _Known(routes), _Sessions(), _Looks()
 
     def kind(self, scope: Mapping) -> tuple[str, tuple] | None:
         """The type of event that the request would be, and the number in its path; None if it is none."""
@@ -121,7 +148,7 @@ class EventCapture:
             if not path.startswith(self.prefix):
                 return None
             path = path[len(self.prefix):]
-        return _kind(path, scope["method"], self.routes)
+        return self.known.of(scope["method"], path)
 
     def event(self, scope: Mapping, kind: tuple[str, tuple], status: int, begun: float) -> Event | None:
         """The event; None if the request was not a person's own, or a look that counts already. `begun`: when it began, as `monotonic` says."""
@@ -132,7 +159,7 @@ class EventCapture:
         outcome = "ok" if status < 400 else "refused" if status < 500 else "failed"
         if scope["method"] == "GET" and not self.looks.new((person.user_id, name, number, outcome), now):
             return None
-        at = to_micros(self.clock())
+        at = round(1e6 * self.clock().timestamp())
         about = f',"{number[0]}":{int(number[1])}' if number and len(number[1]) < 13 else ""
         session = None
         for header, value in scope["headers"]:
@@ -140,7 +167,7 @@ class EventCapture:
                 session = uuid_of(value.decode("latin-1"))
         session = session or self.sessions.of(person.user_id, now)
         data = f'{{"outcome":"{outcome}","milliseconds":{min(600_000, int(1000 * (now - begun)))}{about}}}'
-        return Event(person.user_id, _number(), name, data, session, None, at, at)
+        return _EVENT((person.user_id, _number(), name, data, session, None, at, at, False, None, 0))
 
 # %% ../../nbs/api/tracking.ipynb #7b6fae8a
 class BehavioralTrackingMiddleware:

@@ -497,7 +497,7 @@ class _Ticket:
     def __init__(self, events, future, loop=None):
         self.events, self.future, self.loop, self.given_up = events, future, loop, False
 
-# %% ../../nbs/serving/events.ipynb #3d77bed2
+# %% ../../nbs/serving/events.ipynb #c46133f6
 class _Queue:
     """What waits to be written; for any number of threads that put, and one that takes."""
 
@@ -516,14 +516,15 @@ class _Queue:
         return True
 
     def offer(self, event: Event) -> bool:
-        """Takes a tracked event; False if there is no room."""
-        with self.change:
-            if self.closed or (before := len(self.tracked)) >= self.capacity:
-                return False
-            self.tracked.append(event)
-            if not before:
-                self.since = monotonic()
-            if before in (0, TRACKED - 1, ROWS - 1):
+        """Takes a tracked event; False if there is no room. Without the lock: who takes looks again after a second at the latest."""
+        tracked = self.tracked
+        if self.closed or (before := len(tracked)) >= self.capacity:
+            return False
+        if not before:
+            self.since = monotonic()
+        tracked.append(event)
+        if before in (TRACKED - 1, ROWS - 1):
+            with self.change:
                 self.change.notify()
         return True
 
@@ -539,13 +540,13 @@ class _Queue:
             self.closed = True
             self.change.notify()
 
-# %% ../../nbs/serving/events.ipynb #deb9a58e
+# %% ../../nbs/serving/events.ipynb #7ce9ad3f
 def _due(queue: _Queue) -> tuple[list[_Ticket], list[Event]] | None:
     """Waits for the next batch and takes it out of the queue; None when the queue is closed and empty."""
     with queue.change:
         while not (queue.posted or queue.closed or len(queue.tracked) >= ROWS):
-            left = queue.since + (EVERY if len(queue.tracked) < TRACKED else PAUSE) - monotonic() if queue.tracked else None
-            if left is not None and left <= 0:
+            waits, left = len(queue.tracked), EVERY
+            if waits and (left := queue.since + (EVERY if waits < TRACKED else PAUSE) - monotonic()) <= 0:
                 break
             queue.change.wait(left)
         tickets, rows = [], 0
