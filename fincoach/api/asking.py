@@ -137,24 +137,26 @@ def newest_day(engine: sa.Engine, user_id: int, as_of: date, zone: str) -> date 
 
 # %% ../../nbs/api/asking.ipynb #cbb9f8a8
 def strict_json(body: bytes):
-    """What a JSON body says. Raises a `Problem` (422) for one that is none, has a name twice, NaN, a number without end, or text that is no Unicode."""
+    """What a JSON body says. Raises a `Problem` (422) for one that is none, has a name twice or an object of very many names, NaN, a number without end, or text that is no Unicode."""
     try:
         found = json.loads(body, object_pairs_hook=_once, parse_constant=_no_constant)
         json.dumps(found, ensure_ascii=False).encode()  # lone surrogates
         return found
     except (ValueError, RecursionError) as error:
-        why = str(error) if isinstance(error, _Twice) else "not valid JSON"
+        why = str(error) if isinstance(error, _Odd) else "not valid JSON"
         raise Problem(422, f"body: {why}", "send JSON as /openapi.json describes it") from None
 
 
-class _Twice(ValueError):
-    """A name comes twice."""
+class _Odd(ValueError):
+    """Names as nobody in good faith sends them."""
 
 
 def _once(pairs: list) -> dict:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _Twice("a name comes twice in an object")
+        raise _Odd("a name comes twice in an object")
+    if len(found) > 256:  # each would be an error of its own, which takes a quarter of a second and a hundred megabytes for a body full of them
+        raise _Odd("an object has more than 256 names")
     return found
 
 
