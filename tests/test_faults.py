@@ -138,6 +138,31 @@ def test_bodies_made_to_hurt_are_refused_fast_and_leave_no_weight(server):
     assert set(sound(file).values()) <= {1}  # what had a field dropped may be stored, once
 
 
+def test_what_is_logged_and_counted_names_nobody(server):
+    """Questions, refusals and faults of a real process: no token, name, address or amount is in its log or in its metrics."""
+    to, file = server
+    line, who, body = to.line("127.0.6.7"), token("person-00006"), event(0xB001)
+    for path in QUESTIONS:
+        ready(line, path, who)
+    amounts = {str(abs(w)) for w in json.loads(ready(line, "/financial/spending-patterns", who))["weeks_minor"] if abs(w) > 9_999}
+    asked = [line(POST, who, "POST", body), line(POST, who, "POST", b"{"), line(KEPT, who + "x"), line(f"{KEPT}?user=person-00002", who), line("/coaching/goal-probability/99999", who)]
+    held = connect(f"sqlite:///{file}").raw_connection()
+    held.driver_connection.isolation_level = None
+    held.cursor().execute("BEGIN IMMEDIATE")
+    asked.append(line("/coaching/recommendation", who))
+    held.cursor().execute("ROLLBACK")
+    held.close()
+    assert [a[0] for a in asked] == [202, 422, 401, 403, 404, 503]
+    said, counted = to.log.read_text(), line("/metrics")[2].decode()
+    assert asked[-1][1]["x-request-id"] in said
+    assert "/coaching/recommendation" in said
+    assert "fincoach_" in counted
+    assert amounts
+    for secret in (who, who[-20:], "person-0000", "127.0.6.", SECRET, number_of(body), *amounts):
+        assert secret not in said
+        assert secret not in counted
+
+
 # The clock
 
 SHIM = """

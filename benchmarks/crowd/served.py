@@ -42,10 +42,10 @@ def token(who: str, role: str = "user") -> str:
 
 
 class Served:
-    """A running server: its port and process."""
+    """A running server: its port, its process, and the file with what it said."""
 
-    def __init__(self, port: int, process: subprocess.Popen):
-        self.port, self.process, self.lines = port, process, []
+    def __init__(self, port: int, process: subprocess.Popen, log: Path):
+        self.port, self.process, self.log, self.lines = port, process, log, []
 
     def line(self, source: str = "127.0.0.1", timeout: float = 30) -> "Line":
         """A connection, from an address of this machine."""
@@ -120,7 +120,9 @@ def served(database: str, artifacts: str | Path = "", environ: dict | None = Non
         told = {k: v for k, v in os.environ.items() if not k.startswith("FINCOACH")} | {"FINCOACH_HOME": nothing, "FINCOACH_JWT_SECRET": SECRET, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         told |= {"FINCOACH_ARTIFACTS": str(artifacts or Path(nothing) / "artifacts")} | (environ or {})
         command = [sys.executable, "-W", "error", "-c", SERVE, "serve", "--port", str(port), "--database", database, *(["--today", str(today)] if today else [])]
-        process = subprocess.Popen(command, env=told, cwd=ROOT, stderr=subprocess.DEVNULL)
+        log = Path(nothing) / "log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, env=told, cwd=ROOT, stderr=file)
         try:
             until = time.monotonic() + wait
             while True:
@@ -130,7 +132,7 @@ def served(database: str, artifacts: str | Path = "", environ: dict | None = Non
                 if process.poll() is not None or time.monotonic() > until:
                     raise SystemExit("the server did not start")
                 time.sleep(0.05)
-            to = Served(port, process)
+            to = Served(port, process, log)
             yield to
             [line.close() for line in to.lines]
         finally:
