@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROUTES', 'EventCapture', 'BehavioralTrackingMiddleware', 'events_router']
 
-# %% ../../nbs/api/tracking.ipynb #dcfca790
+# %% ../../nbs/api/tracking.ipynb #757abea2
 import json
 import os
 from collections import OrderedDict
@@ -18,7 +18,8 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from .asking import Problem, problems
+from .access import Own
+from .asking import Direct, Problem, problems
 from .schemas import ProblemDetails
 from ..data.database import DatabaseError
 from ..serving.events import CONTEXT, MOST, VOCABULARY, BehavioralEventService, Event, EventBatcher, EventError, Refused, parse, uuid_of
@@ -247,7 +248,7 @@ def _takes(schema: dict, example) -> dict:
     """What OpenAPI says about a body."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
-# %% ../../nbs/api/tracking.ipynb #36953e7d
+# %% ../../nbs/api/tracking.ipynb #a6a00fc9
 _ANSWERS = problems() | {202: {"description": "the events are on the disk", "content": {"application/json": {"example": {"accepted": 1, "repeated": 0, "without_consent": 0, "dropped_fields": 0}}}},
             422: {"model": ProblemDetails, "description": "an event cannot be taken; none was stored"}, 413: {"model": ProblemDetails, "description": "too many at once"},
             503: {"model": ProblemDetails, "description": "not stored, as far as is known: send them again"}}
@@ -255,9 +256,30 @@ _SENT = {"event_id": "0f8fad5b-d9cb-469f-a165-70867728950e", "event_type": "page
 _ENTERED = {"event_id": "0f8fad5b-d9cb-469f-a165-70867728950f", "decision": "save", "amount_minor": 25_000, "currency": "EUR", "category": "savings"}
 
 
+class _Posted(Direct):
+    """A route for an endpoint that takes the request and `person` alone: it is asked directly, without finding out about parameters first."""
+
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        own = [d.call for d in self.dependant.dependencies if d.name == "person" and isinstance(d.call, Own)]
+        if own:
+            self.app = self._directly(own[0], self.app)
+
+    def _directly(self, own: Own, declared):
+        """The ASGI app of the route."""
+        async def app(scope, receive, send):
+            if scope["query_string"]:
+                return await declared(scope, receive, send)
+            request = Request(scope, receive)
+            response = await self.endpoint(request=request, person=await own(request))
+            await response(scope, receive, send)
+
+        return app
+
+
 def events_router(service: BehavioralEventService, own: Callable, clock: Callable[[], datetime]) -> APIRouter:
     """The routes `POST /coaching/behavioral-event` (one or a list) and `POST /financial/event` (a decision entered by hand)."""
-    router, vocabulary = APIRouter(), service.validator.privacy.vocabulary
+    router, vocabulary = APIRouter(route_class=_Posted), service.validator.privacy.vocabulary
     one = _event_schema(vocabulary)
     many = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": MOST}]}
     decision = vocabulary["financial_decision"]

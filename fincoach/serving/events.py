@@ -114,7 +114,7 @@ class PrivacyFilter:
         """`clean` by the rules of a type of event."""
         return self.clean(fields, self.vocabulary[event_type])
 
-# %% ../../nbs/serving/events.ipynb #c69cea8c
+# %% ../../nbs/serving/events.ipynb #29308588
 class Problem(NamedTuple):
     """What is wrong with an event: its place in the body, the field, and the rule that it broke. Never the value: it may be private."""
 
@@ -146,11 +146,14 @@ def _once(pairs: list) -> dict:
 def _no_constant(_):
     raise ValueError("NaN and Infinity are no JSON")
 
-# %% ../../nbs/serving/events.ipynb #0cf68566
+
+_decoded = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant).decode  # json.loads would make a decoder each time
+
+# %% ../../nbs/serving/events.ipynb #09d53eb7
 def parse(body: bytes, several: bool = True) -> list[dict]:
     """The events in a JSON body: one object or, where `several` may be sent, a list of up to `MOST`. Raises `EventError`."""
     try:
-        found = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        found = _decoded(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise EventError(Problem(0, "body", "must be UTF-8")) from None
     except RecursionError:
