@@ -276,7 +276,7 @@ def _data(e: Evidence) -> Section:
         grid(cut, caption="Time is cut in three; dates are Sundays, on whose evening a forecast is made"),
         text(f"**Leak audit.** {e.audit}")])
 
-# %% ../../nbs/forecast/dossier.ipynb #5ad74fcb
+# %% ../../nbs/forecast/dossier.ipynb #63345f66
 def _method(e: Evidence) -> Section:
     def result(name):
         return f"next week {_percent(e.score(name, 'user-week', 1, 'WAPE')['value'], 1)}, four weeks {_percent(e.score(name, 'user-month', None, 'WAPE')['value'], 1)}"
@@ -288,7 +288,8 @@ def _method(e: Evidence) -> Section:
     return Section("method", "", "A blend of a network and boosted trees over the plain mean, with ranges that are set right by group.", [
         text(f"**Network**: an LSTM with {c.hidden} cells reads 52 weeks of a person as multiples of their own usual week{', attends to the last 26,' if c.attention else ''} and says five quantiles for each of {HORIZON} weeks, and for four weeks "
              "together. It is told the days of the month of coming weeks, what the same days cost in earlier months, and what regular payments fall due. One network for everybody. **Trees**: one model for the next week, one for later weeks, one for four weeks. "
-             "**Blend**: weights by the least error on weeks not seen. **Ranges**: the network's, moved by what was missed in each group, and by weeks ahead: groups by activity and by segment, and where the two cross."),
+             "**Blend**: weights by the least error on weeks not seen. **Ranges**: the network's, moved by what was missed in each group, and by weeks ahead: groups by activity and by segment, and where the two cross. "
+             "What was missed by one network is handed on to the next, which learned from more weeks: by how much the next is wider or narrower is seen on weeks that both have learned from."),
         alternatives([{"name": k, "why": why.get(k, ""), "result": result(k), "chosen": k == SERVED} for k in e.test.models]),
         picture(lines(list(range(1, len(losses) + 1)), {"loss": losses}, alt="Training loss by epoch", xlabel="epoch", ylabel="loss"), "Loss of the served network while it learned")])
 
@@ -428,7 +429,7 @@ def _fan(p) -> str:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return chart(draw, f"Forecast of person {p.user_id} and what came", height=250)
 
-# %% ../../nbs/forecast/dossier.ipynb #5b81e2d0
+# %% ../../nbs/forecast/dossier.ipynb #12255a54
 def _sensitivity(e: Evidence) -> Section:
     rows = [(f"{r['change']}, {r['what']}", r["value"], r["low"], r["high"]) for r in e.changes.iter_rows(named=True)]
     return Section("sensitivity", "", "What other choices would have led to.", [
