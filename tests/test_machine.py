@@ -60,3 +60,55 @@ def test_kept_code_answers_as_numba_does_and_needs_no_numba():
     assert set(kept["found"]) == {"features", "series", "goal numbers", "goal", "segmentation", "spending", "health"}
     assert numba["numba"]
     assert not kept["numba"], "a process that finds its machine code has no use for Numba"
+
+
+KERNELS = """
+from typing import NamedTuple
+import numpy as np
+from fincoach.features.machine import compiled
+
+class Pair(NamedTuple):
+    rows: np.ndarray
+    least: float
+
+@compiled
+def _above(value, least):
+    return value >= least
+
+@compiled
+def chosen(pair):
+    if len(pair.rows) == 0:
+        raise ValueError("there is nothing to choose from")
+    return np.sort(pair.rows[np.array([_above(v, pair.least) for v in pair.rows])]), len(pair.rows), pair.least
+"""
+CHOOSE = """
+import json, sys
+import numpy as np
+from kernels import Pair, chosen
+found = [[a.tolist() if isinstance(a, np.ndarray) else a for a in chosen(Pair(np.array(rows), 2.0))] for rows in ([3.0, 1.0, 2.5], [9.0])]
+view = chosen(Pair(np.arange(8.0)[::3], 2.0))[0].tolist()
+try:
+    chosen(Pair(np.zeros(0), 2.0))
+except ValueError as e:
+    said = str(e)
+print(json.dumps({"numba": "numba" in sys.modules, "kept": chosen.kept, "found": found, "view": view, "said": said}))
+"""
+
+
+def test_arrays_tuples_and_errors_come_back_and_damaged_code_is_made_again(tmp_path):
+    (tmp_path / "kernels.py").write_text(KERNELS)
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    first = ask(code=CHOOSE, **env)
+    assert first["found"] == [[[2.5, 3.0], 3, 2.0], [[9.0], 1, 2.0]]
+    assert (first["view"], first["said"], first["numba"], first["kept"]) == ([3.0, 6.0], "there is nothing to choose from", True, 2)
+    second = ask(code=CHOOSE, **env)
+    assert second == first | {"numba": False}
+    for path in (tmp_path / "cache/fincoach").glob("*.o"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-9] + bytes(9))
+    assert ask(code=CHOOSE, **env) == first, "a damaged file is no file"
+    assert ask(code=CHOOSE, **env) == second, "and is written anew"
+    (tmp_path / "kernels.py").write_text(KERNELS.replace("value >= least", "value > least + 0.5"))
+    changed = ask(code=CHOOSE, **env)
+    assert changed["found"][0] == [[3.0], 3, 2.0], "what is kept belongs to what was written"
+    assert changed["numba"]
