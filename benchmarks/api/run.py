@@ -89,12 +89,12 @@ def memory(process) -> float:
     return round(psutil.Process(process.pid).memory_info().rss / 1e6, 1)
 
 
-def wrk(port: int, lines: list[str], seconds: float, connections: int = 64) -> dict:
+def wrk(port: int, lines: list[str], seconds: float, connections: int = 64, script: str = "many.lua", *more: str) -> dict:
     """What wrk measures with requests (`path token`) in turn."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(lines) + "\n")
         file.flush()
-        said = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(HERE / "many.lua"), f"http://127.0.0.1:{port}", "--", file.name], capture_output=True, text=True, check=True)
+        said = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(HERE / script), f"http://127.0.0.1:{port}", "--", file.name, *more], capture_output=True, text=True, check=True)
     found = json.loads(said.stdout.strip().splitlines()[-1])
     return {"per_second": round(found["requests"] / found["seconds"]), **{k: found[k] for k in ("p50_ms", "p99_ms", "errors", "refused")}}
 
@@ -113,7 +113,7 @@ def waiting(port: int, tokens: list[str], times: int) -> dict:
                 if status != 200:
                     raise SystemExit(f"{path} answered {status}: {body[:300]!r}")
             found[f"{path} {name}"] = percentiles(taken)
-    for path in ("/trivial", "/health"):
+    for path in ("/trivial", "/health", "/indexed"):
         taken = []
         for _ in range(5 * times):
             begin = time.perf_counter()
@@ -123,13 +123,23 @@ def waiting(port: int, tokens: list[str], times: int) -> dict:
     return found
 
 
-def throughput(port: int, tokens: list[str], seconds: float, indexed: bool) -> dict:
+def throughput(port: int, tokens: list[str], seconds: float) -> dict:
     """Requests a second at 64 connections; each kind beside the trivial endpoint, measured again before it."""
     found = {}
-    for path in (*(["/indexed"] if indexed else []), *KEPT[:3]):
+    for path in ("/indexed", *KEPT[:3]):
         trivial = wrk(port, [f"/trivial {tokens[0]}"], seconds)
         measured = wrk(port, [f"{path} {t}" for t in tokens[:20]], seconds)
         found[path] = measured | {"trivial_per_second": trivial["per_second"], "share_of_trivial": round(measured["per_second"] / trivial["per_second"], 3)}
+    return found
+
+
+def single(port: int, tokens: list[str], seconds: float) -> dict:
+    """Events a second, one a request, acknowledged after the commit; beside it what the same server takes of the same bodies when it throws them away."""
+    found, at = {}, EVENT_AT.isoformat()
+    for connections in (16, 64, 256):
+        thrown = wrk(port, [f"/trivial {tokens[0]}"], seconds, connections, "post.lua", at)
+        kept = wrk(port, [f"/coaching/behavioral-event {t}" for t in tokens], seconds, connections, "post.lua", at)
+        found[f"{connections} connections"] = kept | {"thrown_away_per_second": thrown["per_second"], "share_of_thrown_away": round(kept["per_second"] / thrown["per_second"], 3)}
     return found
 
 
@@ -213,7 +223,8 @@ def measured(database: str, artifacts: Path, day: date, environ: dict, tokens: l
         found["waiting"] = waiting(port, tokens, times)
         found["memory_all_models_mb"] = memory(process)
         if shutil.which("wrk"):
-            found["throughput"] = throughput(port, tokens, seconds, database.startswith("sqlite"))
+            found["throughput"] = throughput(port, tokens, seconds)
+            found["single_events"] = single(port, tokens, seconds)
         found["events"] = {f"{batch} a request": posted(port, tokens, seconds, batch) for batch in (1, 100)}
         found["swapping"] = swapping(port, tokens, artifacts, 2 * seconds)
         found["memory_at_the_end_mb"] = memory(process)

@@ -2,7 +2,7 @@
 
     python benchmarks/api/server.py DATABASE ARTIFACTS PORT
 
-/trivial answers ready bytes through all of the app's layers; /indexed reads one row by its key. Started by run.py.
+/trivial answers ready bytes through all of the app's layers, and takes bodies that it throws away; /indexed reads one row by its key over the same driver. Started by run.py.
 """
 
 import sqlite3
@@ -20,16 +20,23 @@ def routes(database: str):
     from starlette.routing import Route
 
     ready = b'{"status":"healthy"}'
-    line = sqlite3.connect(database.removeprefix("sqlite:///"), check_same_thread=False) if database.startswith("sqlite") else None
+    if sqlite := database.startswith("sqlite"):
+        line = sqlite3.connect(database.removeprefix("sqlite:///"), check_same_thread=False)
+    else:
+        import psycopg
+
+        line = psycopg.connect(database.replace("+psycopg", ""), autocommit=True)
+    statement = f"SELECT currency FROM users WHERE id = {'?' if sqlite else '%s'}"
 
     async def trivial(request):
+        await request.body()
         return Response(ready, media_type="application/json")
 
     async def indexed(request):
-        (found,) = line.execute("SELECT currency FROM users WHERE id = ?", (7,)).fetchone()
+        (found,) = line.execute(statement, (7,)).fetchone()
         return Response(found, media_type="text/plain")
 
-    return [Route("/trivial", trivial), *([Route("/indexed", indexed)] if line else [])]
+    return [Route("/trivial", trivial, methods=["GET", "POST"]), Route("/indexed", indexed)]
 
 
 def main(database: str, artifacts: str, port: str, day: str) -> None:
