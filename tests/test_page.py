@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -111,6 +111,32 @@ def test_a_person_sees_everything_on_a_phone(served, tab):
     assert said == [], "no fault, and nothing that the page's policy had to stop"
     assert HOSTILE in page.content().replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"'), "the merchant is shown, as text"
     assert page.locator("#card img").count() == 0
+
+
+def test_what_the_page_advises_is_counted_once_and_open_goals_are_told(served, tab):
+    """Shown twice and asked for by the API too, it is one advice; a goal that is open is on the page, whether or not there is more to say about it."""
+    (address, tokens, engine), (page, _) = served, tab
+    name, token = list(tokens.items())[4]
+
+    def ask(path, headers=None):
+        with urllib.request.urlopen(urllib.request.Request(f"{address}{path}", headers=headers or {}), timeout=60) as answer:
+            return answer.read().decode()
+
+    def counted():
+        return sum(float(line.rpartition(" ")[2]) for line in ask("/metrics").splitlines() if line.startswith("fincoach_advice_total{"))
+
+    with writing(engine) as c:
+        user = c.scalar(sa.select(TABLES["users"].c.id).where(TABLES["users"].c.external_id == name))
+        newest = c.scalar(sa.select(sa.func.max(TABLES["transactions"].c.occurred_at)))
+        c.execute(sa.insert(TABLES["financial_goals"]).values(id=9901, user_id=user, name="A very far goal", target_minor=10**10, currency="EUR", created_at=newest - timedelta(days=90), due_at=newest + timedelta(days=60)))
+    before = counted()
+    page.goto(f"{address}/#token={token}")
+    page.wait_for_selector("#card section")
+    assert "A very far goal" in page.inner_text("#goals")
+    page.reload()
+    page.wait_for_selector("#card section")
+    assert ask("/coaching/recommendation", {"authorization": f"Bearer {token}"})
+    assert counted() == before + 1
 
 
 def test_it_works_by_keyboard_alone(served, tab):
