@@ -124,7 +124,7 @@ def judge(e: Evidence) -> Verdict:
     good = f"Brier skill {s['skill'].value:.2f} ({s['skill'].low:.2f} to {s['skill'].high:.2f}) and AUC {s['auc'].value:.3f} on {e.later.goals:,} goals that were open after the model had learned{people}."
     return decide(gates(e), promote=f"Promote: {good}", hold="Hold back: {failed}. What is serving stays.")
 
-# %% ../../nbs/forecast/goal_dossier.ipynb #5a40072f
+# %% ../../nbs/forecast/goal_dossier.ipynb #d8a0a5d9
 _ROLES = {FOREST: "ours", CHAMPION: "champion", TRUE: "bound", SEEN: "bound"}
 _NAMES = {"auc": "AUC", "skill": "Brier skill", "brier": "Brier score", "accuracy": "Accuracy", "calibration": "Calibration error"}
 
@@ -162,7 +162,7 @@ def _drawn(e: Evidence, kind: str):
                 alt=f"Of goals called {', '.join(said)}, these shares were reached: {', '.join(f'{v:.2f}' for v in rows['came'])}", xlabel="probability that was said", ylabel="share reached")
     return picture(fig, f"Ten bins of equal weight, {'goals open after the cut' if kind == 'in time' else 'all goals, across people'}. On the line, probabilities are exact; the band is a 95 % interval.")
 
-# %% ../../nbs/forecast/goal_dossier.ipynb #85dbdb5f
+# %% ../../nbs/forecast/goal_dossier.ipynb #50de61f6
 def _summary(e: Evidence, verdict: Verdict) -> Section:
     s, base = e.later.scores[FOREST], e.later.cases.base
     said = [f"On goals that were open on {e.cut} and had been due by {e.recipe.as_of}, the forest's probabilities save {_percent(s['skill'].value)} of the squared error of a constant and put the right one of two goals first {_percent(s['auc'].value)} of the time.",
@@ -194,7 +194,8 @@ def _worries(e: Evidence) -> list[dict]:
 
 def _findings(e: Evidence) -> Section:
     good = [{"severity": "good", "what": f"Better than {n} in time", "evidence": f"Brier score {_span(v, '+.4f')}.", "advice": ""} for n, v in e.later.versus.items() if v.high < 0]
-    found = _worries(e) + good + [dict(f) for f in e.findings]
+    data = [{"severity": f.severity, "what": f"{f.table.replace('_', ' ')}: {f.rule}", "evidence": f"Counted: {f.count:,}.", "advice": f.advice} for f in e.findings if f.severity != "note"]
+    found = _worries(e) + good + data
     return Section("findings", "", f"{len(_worries(e))} to keep in mind." if _worries(e) else "Nothing speaks against it.", [findings(found)])
 
 
