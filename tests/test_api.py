@@ -1,5 +1,6 @@
 """The API: every question is answered in its schema, and what fails says so, with the real fault."""
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -24,7 +25,7 @@ from starlette.testclient import TestClient
 from test_serving import world  # noqa: F401
 
 from fincoach.api.access import Limits, make_token
-from fincoach.api.app import create_app, parts_of
+from fincoach.api.app import close_parts, create_app, library_parts, parts_of, warm_answers
 from fincoach.api.asking import Clock, Pool
 from fincoach.api.coaching import COACHING
 from fincoach.api.financial import FINANCIAL
@@ -107,6 +108,19 @@ def test_each_question_is_answered_in_its_schema_and_kept(asker, path):
     again = asker.get(path)
     assert again.content == first.content
     assert (first.headers["x-fincoach-cache"], again.headers["x-fincoach-cache"]) == ("miss", "hit")
+
+
+def test_answers_that_were_made_before_anybody_asked_are_there_for_a_server_of_its_own(asker, home):
+    """A job makes them; a server that was running meanwhile finds them in the table. Who is not there keeps nobody cold."""
+    job, questions = library_parts(f"sqlite:///{home}/people.db", home / "artifacts", Clock.of_day(DAY)), (*COACHING[:1], *FINANCIAL[:2])
+    with writing(job.engine) as c:
+        c.exec_driver_sql("UPDATE users SET currency = currency WHERE id IN (1, 9)")
+    job.pool.budget = 120
+    assert asyncio.run(warm_answers(job, [1, 999, 9], questions)) == {"made": 6, "there": 0, "failed": 3}
+    assert asyncio.run(warm_answers(job, [9, 1], questions)) == {"made": 0, "there": 6, "failed": 0}
+    close_parts(job)
+    for path in ("/coaching/user-segment", "/financial/spending-patterns", "/financial/category-preferences"):
+        assert asker.get(path).headers["x-fincoach-cache"] == "hit"
 
 
 def test_the_answer_is_made_anew_when_the_person_changes_and_only_then(asker):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'told', 'on_http', 'on_invalid', 'on_database', 'Numbered', 'parts_of', 'library_parts', 'services_health',
-           'create_app', 'close_parts']
+           'create_app', 'close_parts', 'warm_answers']
 
-# %% ../../nbs/api/app.ipynb #f2b903d0
+# %% ../../nbs/api/app.ipynb #1aadfa0d
 import asyncio
 import itertools
 import json
@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import date
 from functools import partial
@@ -29,10 +29,10 @@ from starlette.responses import Response
 
 import fincoach
 from .access import LIMITS, Access, Erasures, Limits, Shield, admin_router, check_policy, document_user, keys_from, me_router, note_stranger
-from .asking import Clock, Parts, Pool, explained_to_askers
-from .coaching import coaching_router
+from .asking import Clock, Endpoint, Parts, Pool, explained_to_askers, respond
+from .coaching import COACHING, coaching_router
 from .examples import show_examples
-from .financial import financial_router
+from .financial import FINANCIAL, financial_router
 from .metrics import CONTENT_TYPE, Measured, Metrics, Watched
 from .operators import operators_router
 from .page import page_router
@@ -282,3 +282,20 @@ def close_parts(parts: Parts) -> None:
         if part is not None:
             part.close()
     parts.engine.dispose()
+
+# %% ../../nbs/api/app.ipynb #175031b8
+async def warm_answers(parts: Parts, user_ids: Iterable[int], endpoints: Sequence[Endpoint] = (*COACHING, *FINANCIAL)) -> dict[str, int]:
+    """Makes and keeps today's answers of people to the questions without parameters: how many were made, were there, and failed.
+
+    One after the other, through the same queue as requests: beside a running server it takes one of its places.
+    """
+    told = dict.fromkeys(("made", "there", "failed"), 0)
+    for user_id in user_ids:
+        for e in endpoints:
+            try:
+                response = await respond(parts, user_id, None, e.kind, e.models, e.make, e.subject)
+            except (HTTPException, DatabaseError):  # one that cannot be answered must not keep the others cold
+                told["failed"] += 1
+            else:
+                told["there" if response.headers["x-fincoach-cache"] == "hit" else "made"] += 1
+    return told
