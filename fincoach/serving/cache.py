@@ -267,7 +267,7 @@ class _Inline:
         with self._lock:
             self._shut()
 
-# %% ../../nbs/serving/cache.ipynb #a2fca911
+# %% ../../nbs/serving/cache.ipynb #442a606a
 _MANY, _BIGINTS, _AT_MOST = b"SELECT user_id, revision FROM user_revisions WHERE user_id = ANY($1)", 1016, 1_000  # PostgreSQL's number of bigint[]; people in one question
 
 
@@ -344,9 +344,9 @@ class _Wire:
 
         threading.Thread(target=work, name="fincoach-revisions", daemon=True).start()
 
-
+# %% ../../nbs/serving/cache.ipynb #f5615ae7
 def _opening(engine: sa.Engine) -> Future:
-    """A future of a `_Wire`, opened by a thread: a server that is not there may take its time to say nothing."""
+    """A future of a `_Wire`."""
     future = Future()
 
     def work():
