@@ -109,14 +109,14 @@ def _address(name: str) -> int:
     except ValueError:
         raise Unfit(f"it needs {name}, which is not here") from None
 
-# %% ../../nbs/features/machine.ipynb #ef95d56c
+# %% ../../nbs/features/machine.ipynb #cf195551
 def fits() -> str:
     """Why machine code cannot be kept on this machine; empty if it can."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return f"machine code is kept on Linux with x86-64 only, and this is {sys.platform} with {platform.machine()}"
     try:
         return str(_address("NRT_Free") and _helpers()[1].Environment and "")
-    except (Unfit, AttributeError) as e:
+    except (Unfit, AttributeError, ImportError) as e:
         return str(e)
 
 # %% ../../nbs/features/machine.ipynb #48fcd34f
@@ -273,11 +273,19 @@ def _content(name: str) -> bytes | None:
             return content
     return None
 
-# %% ../../nbs/features/machine.ipynb #38484840
+# %% ../../nbs/features/machine.ipynb #72e894a5
 def _opened(content: bytes | None, of: "Kernel"):
-    """The Python function of kept `content`."""
+    """The Python function of kept `content`; `Unfit` if there is none, or this Numba takes it otherwise."""
     if content is None:
         raise Unfit("not kept")
+    try:
+        return _made(content, of)
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError, OSError) as e:
+        raise Unfit(f"it cannot be opened: {e}") from None
+
+
+def _made(content: bytes, of: "Kernel"):
+    """The Python function of `content`."""
     about, _, data = content.partition(b"\n")
     about, makes = json.loads(about), _helpers()[1]
     environments = {"": makes.Environment(of.__wrapped__.__globals__)} | {name: makes.Environment(of.__wrapped__.__globals__) for name in about["constants"]}
