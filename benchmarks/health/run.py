@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -31,9 +32,11 @@ from fincoach.serving.cashflow import (
     accounts,
     balance_series,
     bent,
+    led_astray,
     low_point,
     opinions,
     simulate,
+    turnover,
 )
 
 HERE = Path(__file__).parent
@@ -74,7 +77,7 @@ def low_points(data, origins, cases, parameters):
         today = day_number(origins[k].day)
         walks = simulate(of, due, today)
         said, bend = opinions(of, walks, today), parameters.bend(group)
-        low = low_point(bent(walks, said, bend), today, bent(walks, said, bend._replace(stretch=PLAIN.stretch)))
+        low = low_point(bent(led_astray(walks, bend.unrest * turnover(of, today)), said, bend), today, bent(walks, said, bend._replace(stretch=PLAIN.stretch)))
         series = balance_series(data.accounts.of(i, origins[k].streamed), today - DAYS + 1, today + DAYS)
         past, came = series[:DAYS], series[DAYS:]
         true, when = came.min(), date.fromordinal(today + 1 + int(came.argmin()) + 719_163)
@@ -92,14 +95,17 @@ def low_points(data, origins, cases, parameters):
 def look(data, origins, cases, learn, fitted):
     """Everything about cases judged by parameters learned elsewhere."""
     p = fitted.parameters
+    straight = replace(p, unrest=0.0, stretch=h.stretches(learn.fan, h.centres(learn, p.weights), learn.y, learn.group))
     errors = h.balance_errors(cases, p)
     alone = min(h.MEMBERS, key=lambda m: errors[m].mean())
     falls = h.falls_of(data, origins, cases, p.bend)
     rates, versus, inside = h._rates(cases, p, SEED)
     return {"cases": len(cases), "accounts": len(np.unique(cases.user_id)), "best single opinion": alone,
+            "led astray by": p.unrest, "balance error, weeks of turnover, beside it stays as it is": {f"{d // 7} weeks": score(h.ratio(errors[h.OURS][:, a] / cases.size, errors["still"][:, a] / cases.size, cases.user_id, SEED, 1.0)) for a, d in enumerate(ANCHORS)},
             "balance error, weeks of spending": {f"{d // 7} weeks": {n: score(h.mean_of(e[:, a], cases.user_id)) for n, e in errors.items()} | {f"ours beside {alone}": score(h.ratio(errors[h.OURS][:, a], errors[alone][:, a], cases.user_id, SEED, 1.0))}
                                                  for a, d in enumerate(ANCHORS)},
             "fan": h.coverage_table(cases, h.quantiles_of(cases, p), SEED).to_dicts(), "walks as they come": h.coverage_table(cases, cases.fan, SEED).to_dicts()[:4],
+            "fan misses by, weeks of turnover": {"served": h.misses(cases, h.quantiles_of(cases, p)).round(3).tolist(), "stretched only": h.misses(cases, h.quantiles_of(cases, straight)).round(3).tolist()},
             "low point": low_points(data, origins, cases, p), "chances": h.chances_table(falls, cases, fitted.falls, learn, p, SEED).to_dicts(),
             "warnings": h.warnings_table(falls, p, cases.user_id, SEED).to_dicts(), "savings rate": {n: score(s) for n, s in rates.items()} | {f"ours beside {n}": score(s) for n, s in versus.items()},
             "savings rate within 80 % and 95 %": [round(x, 4) for x in inside]}  # fmt: skip
@@ -116,27 +122,47 @@ def in_time(frames, as_of, people, folder, **days):
     return told | look(data, data.judge, judge, learn, fitted), learn, fitted
 
 
-def strangers(frames, ends, learn, fitted):
-    """Other accounts in later years: quarter by quarter, those whose rows go on for twelve weeks more."""
+def lasting(frames, ends, days, users):
+    """Data and cases of some accounts on some days: those whose rows go on for twelve weeks more."""
     last = max(ends.values()).date()
-    days = [d for y in range(1995, 1999) for m in (2, 5, 8, 11) if (d := date(y, m, 15)) + timedelta(days=DAYS) <= last]
-    known = accounts(frames, last)
+    known = accounts(frames, last, users)
     origins = tuple(h._origin(frames, known, d, known.user_ids.tolist()) for d in days)
     kind_of = {i: KINDS.index(k) for i, k in frames["categories"].select("id", "kind").iter_rows()}
-    data = h.Data(h.Recipe(last, SEED), known, kind_of, (), origins, frames["user_profiles"])
+    data = h.Data(h.Recipe(last, SEED), known, kind_of, origins, origins, frames["user_profiles"], "measured")
     cases = h.cases_of(data, origins)
     there = np.array([ends[int(u)].date() >= date.fromordinal(int(d) + 719_163) + timedelta(days=DAYS) for u, d in zip(cases.user_id, cases.day, strict=True)])
-    return look(data, origins, cases.take(there), learn, fitted)
+    return data, cases.take(there)
+
+
+def strangers(frames, ends, learn, fitted):
+    """Other accounts in later years, quarter by quarter."""
+    days = [d for y in range(1995, 1999) for m in (2, 5, 8, 11) if (d := date(y, m, 15)) + timedelta(days=DAYS) <= max(ends.values()).date()]
+    data, cases = lasting(frames, ends, days, None)
+    return look(data, data.judge, cases, learn, fitted)
+
+
+def halves(frames, ends):
+    """Learned on every second account from 1995 to 1996, all seasons, judged on the others from 1997 to 1998."""
+    users = frames["users"]["id"].sort().to_list()
+    begin, turn, last = date(1995, 8, 15), date(1997, 1, 1), max(ends.values()).date()
+    days = [begin + timedelta(days=25 * k) for k in range(60)]
+    before, after = [d for d in days if d + timedelta(days=DAYS) < turn], [d for d in days if turn <= d <= last - timedelta(days=DAYS)]
+    data, learn = lasting(frames, ends, before, users[::2])
+    fitted = h.fit(data, learn)
+    later, cases = lasting(frames, ends, after, users[1::2])
+    return {"learned on": list(map(str, before)), "judged on": list(map(str, after)), "cases learned from": len(learn)} | look(later, later.judge, cases, learn, fitted)
 
 
 def show(name, r):
     """Print the measurements of one look."""
     print(f"\n{name}: {r['cases']:,} cases of {r['accounts']:,} accounts")
     for span, row in r["balance error, weeks of spending"].items():
-        print(f"  balance in {span:8s} " + "  ".join(f"{n} {v[0]:.2f}" for n, v in row.items() if "beside" not in n) + f"   beside {r['best single opinion']} " + "{:+.1%} ({:+.1%} to {:+.1%})".format(*row[f"ours beside {r['best single opinion']}"]))
+        turned = "{:+.1%} ({:+.1%} to {:+.1%})".format(*r["balance error, weeks of turnover, beside it stays as it is"][span])
+        print(f"  balance in {span:8s} " + "  ".join(f"{n} {v[0]:.2f}" for n, v in row.items() if "beside" not in n) + f"   beside {r['best single opinion']} " + "{:+.1%} ({:+.1%} to {:+.1%})".format(*row[f"ours beside {r['best single opinion']}"]) + f"; in weeks of turnover beside still {turned}")
     for row in r["fan"]:
         within = "  ".join(f"{level} %: {row[level]:.1%} ({row[f'{level}_low']:.1%} to {row[f'{level}_high']:.1%})" for level in ("80", "95"))
         print(f"  fan {row['group']:8s} {row['days']:3d} days n {row['cases']:5d}  {within}")
+    print("  fan misses by (7, 28, 56, 84 days):", r["fan misses by, weeks of turnover"], "walks led astray by", r["led astray by"], "weeks of turnover")
     for what, v in r["low point"].items():
         print(f"  low point: {what}: {v}")
     for row in r["chances"]:
@@ -164,6 +190,7 @@ def main():
             if (given.folder / LATER).is_file():
                 frames, same, ends = read(given.folder / LATER)
                 found["other accounts, years later"] = strangers(frames, ends, learn, fitted) | {"days that end with the balance the bank tells": round(same, 4)}
+                found["other accounts, learned on half of them"] = halves(frames, ends)
     kept = json.loads((HERE / "results.json").read_text()) if (HERE / "results.json").is_file() else {}
     (HERE / "results.json").write_text(json.dumps(kept | found | {"cpu_seconds": kept.get("cpu_seconds", {}) | dict.fromkeys(found, round(time.process_time() - start, 1))}, indent=1) + "\n")
     for name, r in found.items():
