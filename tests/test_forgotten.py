@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 import time
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
+from fincoach import cli
 from fincoach.api.access import Limits, make_token
-from fincoach.api.app import create_app, parts_of
+from fincoach.api.app import close_parts, create_app, parts_of
 from fincoach.api.asking import Clock, Pool
 from fincoach.data.rights import Places, marks, reach, set_consent
 from fincoach.data.tables import TABLES
@@ -114,6 +116,7 @@ def test_nothing_is_left_of_an_erased_person_in_any_table_file_cache_or_log(trai
     assert status["learned_from_erased"] == [{"model_name": "segmentation", "model_version": new, "role": "champion", "trained_on": "yes", "erasures": 1}]
     assert "run `fincoach retrain`" in status["to_do"][0]
     assert "fincoach_erased_but_served 1.0" in metrics
+    assert cli._check_erased(settings).status == "problem"
 
 
 def test_the_next_retrain_ends_what_learned_from_them(trained):
@@ -124,9 +127,32 @@ def test_the_next_retrain_ends_what_learned_from_them(trained):
     assert second.version not in (first.version, marked[0].version)
     promote(settings.artifacts, "segmentation", second.version)
     assert [m.role for m in marked_versions(settings.artifacts)] == [""], "it can be gone back to, and no longer serves"
+    assert cli._check_erased(settings).status == "ok"
     seen = open_version(settings.artifacts, "segmentation", second.version)
     publish(settings.artifacts, "segmentation", "2030-01-01-next", {f: seen.read(f) for f in seen.files}, {"as_of": "2030-01-01"})
     promote(settings.artifacts, "segmentation", "2030-01-01-next")
     retrain(settings.database_url, settings, notebook=False, say=lambda text: None)
     assert (marks(settings.artifacts), marked_versions(settings.artifacts)) == ({}, [])
     assert listed(settings.artifacts, "segmentation") == sorted([second.version, "2030-01-01-next"])
+
+
+def test_what_people_said_outlives_a_source_that_is_read_anew(trained):
+    """The made-up population of another length fills the database again; who said no is found by name."""
+    settings = replace(trained[0], days=200)
+    made, said = prepare("population", settings, say=lambda text: None), []
+    made.engine.dispose()
+    assert (made.snapshot.left_out, made.snapshot.rows("users")) == (3, 57)
+    assert prepare("population", settings, say=said.append).snapshot.hash == made.snapshot.hash
+    assert "3 of 60 people did not allow learning and are left out" in said
+
+
+def test_without_places_an_erasure_searches_the_folders_of_the_settings(tmp_path, monkeypatch):
+    """Work, reports and artifacts, whoever puts the parts together."""
+    monkeypatch.setenv("FINCOACH_WORK", str(tmp_path / "w"))
+    monkeypatch.setenv("FINCOACH_REPORTS", str(tmp_path / "r"))
+    parts = parts_of(f"sqlite:///{tmp_path}/fincoach.db", tmp_path / "a", environ={"FINCOACH_JWT_SECRET": secrets.token_hex(32)})
+    try:
+        assert parts.erasures.places == Places(tmp_path / "w", tmp_path / "r", tmp_path / "a")
+        assert parts.access.notes.mark == tmp_path / "w" / "audit.mark"
+    finally:
+        close_parts(parts)
