@@ -267,12 +267,12 @@ class _Inline:
         with self._lock:
             self._shut()
 
-# %% ../../nbs/serving/cache.ipynb #442a606a
+# %% ../../nbs/serving/cache.ipynb #32a02f79
 _MANY, _BIGINTS, _AT_MOST = b"SELECT user_id, revision FROM user_revisions WHERE user_id = ANY($1)", 1016, 1_000  # PostgreSQL's number of bigint[]; people in one question
 
 
-class _Wire:
-    """A connection to PostgreSQL on which revisions are asked for, one question at a time. Raises `DatabaseError`."""
+class _Held:
+    """A connection to PostgreSQL of our own: how it is opened, and how it ends."""
 
     def __init__(self, engine: sa.Engine):
         self.engine, self.driver = engine, engine.dialect.loaded_dbapi
@@ -289,6 +289,35 @@ class _Wire:
             except BaseException:
                 self.close()
                 raise
+
+    @property
+    def broken(self) -> bool:
+        """Whether the server has hung up."""
+        return self.line.status != self.driver.pq.ConnStatus.OK
+
+    def close(self):
+        self.held.close()
+        os.close(self.end)
+
+    def call_back(self):
+        """Call the question back that the server has not answered, and hang up; by a thread, since that may take as long."""
+        def work():
+            with suppress(Exception):
+                self.held.cancel_safe(timeout=1.0)
+            self.close()
+
+        threading.Thread(target=work, name="fincoach-revisions", daemon=True).start()
+
+    def _rows(self, result) -> dict[int, int]:
+        """What a result says."""
+        if result.status not in self._good:
+            raise self.driver.DatabaseError(result.error_message.decode("utf-8", "replace"))
+        value = result.get_value
+        return {int(value(i, 0)): int(value(i, 1)) for i in range(result.ntuples)}
+
+# %% ../../nbs/serving/cache.ipynb #68953769
+class _Wire(_Held):
+    """A connection to PostgreSQL on which revisions are asked for, one question at a time. Raises `DatabaseError`."""
 
     def ask(self, users: Iterable[int]):
         """Send the question."""
@@ -318,31 +347,6 @@ class _Wire:
         poll.register(self.end, select.POLLIN)
         if not poll.poll(max(0.0, 1000 * seconds)):
             raise TimeoutError
-
-    def _rows(self, result) -> dict[int, int]:
-        """What a result says."""
-        if result.status not in self._good:
-            raise self.driver.DatabaseError(result.error_message.decode("utf-8", "replace"))
-        value = result.get_value
-        return {int(value(i, 0)): int(value(i, 1)) for i in range(result.ntuples)}
-
-    @property
-    def broken(self) -> bool:
-        """Whether the server has hung up."""
-        return self.line.status != self.driver.pq.ConnStatus.OK
-
-    def close(self):
-        self.held.close()
-        os.close(self.end)
-
-    def call_back(self):
-        """Call the question back that the server has not answered, and hang up; by a thread, since that may take as long."""
-        def work():
-            with suppress(Exception):
-                self.held.cancel_safe(timeout=1.0)
-            self.close()
-
-        threading.Thread(target=work, name="fincoach-revisions", daemon=True).start()
 
 # %% ../../nbs/serving/cache.ipynb #f5615ae7
 def _opening(engine: sa.Engine) -> Future:
@@ -439,9 +443,9 @@ class _Asking:
         if not self.loop.is_closed():
             self._settle(batch, None, DatabaseError("the database is not asked any more: the service ends"))
 
-# %% ../../nbs/serving/cache.ipynb #c82674c9
-class _Gathered(_Asking):
-    """Revisions from PostgreSQL for the callers of one event loop."""
+# %% ../../nbs/serving/cache.ipynb #7d914578
+class _Sending(_Asking):
+    """The part of `_Gathered` that asks."""
 
     def ask(self, user_id: int) -> asyncio.Future:
         """A future of the state of a person. Raises `DatabaseError` at once where nobody should wait."""
@@ -488,6 +492,10 @@ class _Gathered(_Asking):
         self.loop.add_reader(self.wire.end, self._ready)
         return self._send() if self.asked else None
 
+# %% ../../nbs/serving/cache.ipynb #4dc37e20
+class _Gathered(_Sending):
+    """Revisions from PostgreSQL for the callers of one event loop."""
+
     def _ready(self):
         """Something came: an answer, a part of one, or the end of the connection."""
         try:
@@ -513,30 +521,14 @@ class _Gathered(_Asking):
         if self.waiting:
             self._next()
 
-# %% ../../nbs/serving/cache.ipynb #4c25832f
-class _Distant:
-    """Revisions from PostgreSQL, for threads and for event loops."""
+# %% ../../nbs/serving/cache.ipynb #2372f367
+class _Blocking:
+    """Revisions from PostgreSQL, for threads."""
 
     def __init__(self, engine: sa.Engine, budget: float):
         self.engine, self.patience = engine, _Patience(budget)
         self._lock, self._wire, self._opening = threading.Lock(), None, None
         self._here, self._loops, self._listing = threading.local(), [], threading.Lock()
-
-    async def state(self, user_id: int, begun: asyncio.Future | None = None) -> State | None:
-        """`read` for an event loop; `begun` if it has begun."""
-        return await (begun or self.begin(user_id))
-
-    def begin(self, user_id: int) -> asyncio.Future:
-        """Sends the question for the state of a person; a future, of the running event loop. Raises `DatabaseError` at once where nobody should wait."""
-        loop, mine = asyncio.get_running_loop(), getattr(self._here, "gathered", None)
-        if mine is None or mine.loop is not loop:
-            mine = self._here.gathered = _Gathered(loop, self.engine, self.patience)
-            with self._listing:
-                over = [g for g in self._loops if g.loop.is_closed()]
-                self._loops = [mine, *(g for g in self._loops if g not in over)]
-            for gathered in over:
-                gathered.close()
-        return mine.ask(user_id)
 
     def read(self, user_id: int) -> State | None:
         """The state of a person now, within the budget; None for nobody. Raises `DatabaseError`."""
@@ -589,6 +581,26 @@ class _Distant:
             raise
         self._opening = None
         return wire
+
+# %% ../../nbs/serving/cache.ipynb #fea3a93f
+class _Distant(_Blocking):
+    """Revisions from PostgreSQL, for threads and for event loops."""
+
+    async def state(self, user_id: int, begun: asyncio.Future | None = None) -> State | None:
+        """`read` for an event loop; `begun` if it has begun."""
+        return await (begun or self.begin(user_id))
+
+    def begin(self, user_id: int) -> asyncio.Future:
+        """Sends the question for the state of a person; a future, of the running event loop. Raises `DatabaseError` at once where nobody should wait."""
+        loop, mine = asyncio.get_running_loop(), getattr(self._here, "gathered", None)
+        if mine is None or mine.loop is not loop:
+            mine = self._here.gathered = _Gathered(loop, self.engine, self.patience)
+            with self._listing:
+                over = [g for g in self._loops if g.loop.is_closed()]
+                self._loops = [mine, *(g for g in self._loops if g not in over)]
+            for gathered in over:
+                gathered.close()
+        return mine.ask(user_id)
 
     def close(self):
         """Let the connections go."""
