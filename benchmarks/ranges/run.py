@@ -1,7 +1,8 @@
 """Do ranges and chances of spending hold, for everybody and in every group; and what holds when settings are chosen on other weeks than those that judge. See README.md.
 
-    python benchmarks/ranges/run.py                        # both parts
+    python benchmarks/ranges/run.py                        # all parts
     python benchmarks/ranges/run.py --only population      # ranges by activity and segment, chances of months above the usual
+    python benchmarks/ranges/run.py --only seeds           # ranges by activity and segment, of several populations, as they were and as they are
     python benchmarks/ranges/run.py --only households      # settings chosen on earlier weeks; ranges by activity
 """
 
@@ -14,8 +15,10 @@ import json
 import sys
 import tempfile
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -30,6 +33,28 @@ NETWORK = ("hidden", "attention", "steps", "rate")  # what concerns the network;
 
 def population(people: int, days: int, seed: int) -> dict:
     """A model of made-up people with their segments: coverage by group with offsets by activity alone and by both, and chances that came true."""
+    from fincoach.forecast import training as t
+
+    data, recipe = _made_up(people, days, seed)
+    found = {"seed": seed, "people": people, "days": days, "segments": sorted(data.segments.values())}
+    start = time.process_time()
+    both = t.fit(data, recipe, "both", print)
+    found["fit_cpu_s"] = time.process_time() - start
+    test, _ = t.judged(data, both)
+    groups = t.kinds(data, data.test)
+    alone = replace(data, segmentation=None)
+    p = t.chosen(alone, both.first, data.choose, data.test[0], "activity", both.config)
+    p = t._handed_on(p, alone, both.first, both.judged, data.choose[0])
+    plain = replace(both, judged=replace(both.judged, parameters=p))
+    tests = {"by activity": t.judged(alone, plain)[0], "by activity and segment": test}
+    found["coverage"] = {name: t.coverage(x, t.SERVED, groups, seed).filter(pl.col("by") != "weeks ahead").to_dicts() for name, x in tests.items()}
+    found["chances"] = t.come_true(test, data, both.judged.parameters.chances, seed).to_dicts()
+    found["numbers"] = both.judged.parameters.chances
+    return found
+
+
+def _made_up(people: int, days: int, seed: int):
+    """The data of made-up people with their segments, and the recipe."""
     from fincoach.data.export import write_snapshot
     from fincoach.data.population import generate
     from fincoach.features.ledger import Ledgers
@@ -43,21 +68,52 @@ def population(people: int, days: int, seed: int) -> dict:
         how = segments.Recipe(day, seed)
         segmentation = segments.fit(segments.take_data(snapshot, how), how, f"{day}-measured").parameters
         recipe = t.Recipe(day, seed, segmentation.version)
-        data = t.take_data(snapshot, recipe, segmentation)
-    found = {"seed": seed, "people": people, "days": days, "segments": sorted(data.segments.values())}
-    start = time.process_time()
-    both = t.fit(data, recipe, "both", print)
-    found["fit_cpu_s"] = time.process_time() - start
-    test, _ = t.judged(data, both)
-    groups = t.kinds(data, data.test)
-    alone = replace(data, segmentation=None)
-    p = t.chosen(alone, both.first, data.choose, data.test[0], "activity", both.config)
-    plain = replace(both, judged=replace(both.judged, parameters=p))
-    tests = {"by activity": t.judged(alone, plain)[0], "by activity and segment": test}
-    found["coverage"] = {name: t.coverage(x, t.SERVED, groups, seed).filter(pl.col("by") != "weeks ahead").to_dicts() for name, x in tests.items()}
-    found["chances"] = t.come_true(test, data, both.judged.parameters.chances, seed).to_dicts()
-    found["numbers"] = both.judged.parameters.chances
-    return found
+        return t.take_data(snapshot, recipe, segmentation), recipe
+
+
+@contextmanager
+def _as_before():
+    """Ranges as they were: tails asked a thirteenth smaller than they claim, and weeks far ahead moved along with each single week nearer by."""
+    from fincoach.evaluate import conformal
+
+    at, swing = conformal._at, conformal.SWING
+    conformal._at = lambda ordered, level: at(ordered, level * (1 - 0.075) if level < 0.5 else 1 - (1 - level) * (1 - 0.075))
+    conformal.SWING = 0.0
+    try:
+        yield
+    finally:
+        conformal._at, conformal.SWING = at, swing
+
+
+def held(people: int, days: int, seed: int) -> dict:
+    """Coverage by group of one population, with ranges as they were, as found for another network, and handed on (served): all carried on, of the same two networks."""
+    from fincoach.evaluate.forecasts import backtest
+    from fincoach.forecast import training as t
+    from fincoach.serving.forecast import SpendingModel
+
+    data, recipe = _made_up(people, days, seed)
+    config, start = t.SpendingConfig(seed=recipe.seed), time.process_time()
+    first, later = (t.learned(data, int(until), config) for until in (data.choose[0], data.test[0]))
+    ways, asked = {}, lambda: t.chosen(data, first, data.choose, data.test[0], "measured", config)
+    with _as_before():
+        ways["as it was"] = asked()
+    ways["as found"] = asked()
+    ways["handed on (served)"] = t._handed_on(ways["as found"], data, first, later, data.choose[0])
+    groups, found, said = t.kinds(data, data.test), {}, None
+    for name, p in ways.items():
+        model = SpendingModel(p, later.network, later.trees)
+        if said is None:  # what the models say does not depend on ranges
+            own = t.voices(model, data, data.test[0])
+            said = backtest(t._open_ended(data.series, len(data.series.mondays) - 1), {k: own[k] for k in (t.RAW, t.SERVED)}, data.test)
+        with _as_before() if name == "as it was" else nullcontext():
+            carried = t._carried(data, SimpleNamespace(judged=model), said)
+        found[name] = t.coverage(replace(said, models={t.SERVED: carried}), t.SERVED, groups, seed).to_dicts()
+    return {"seed": seed, "people": people, "coverage": found, "cpu_s": round(time.process_time() - start, 1)}
+
+
+def farthest(rows: list[dict], what: str, level: int, least: int = 50) -> dict:
+    """The row of the group by activity or segment, with `least` people, whose coverage is farthest off."""
+    return max((r for r in rows if r["by"] in ("activity", "segment") and r["what"] == what and r["level"] == level and r["people"] >= least), key=lambda r: abs(r["value"] - level / 100))
 
 
 def _changed(config, change: dict):
@@ -158,6 +214,13 @@ def show(results: dict) -> None:
         for r in found["chances"]:
             if r["cases"]:
                 print(f"  more than usual by {r['more']:.0%}, {r['way']:20} from {r['from']:.1f}: said {r['said']:.3f}, came {r['came']:.3f} ({r['low']:.3f} to {r['high']:.3f}), {r['cases']:,} cases")
+    for found in results.get("seeds", ()):
+        print(f"\nseed {found['seed']}, {found['people']:,} people: everybody, and the group with 50 people that is farthest off")
+        for name, rows in found["coverage"].items():
+            for what in ("weeks", "four weeks together"):
+                for level in (80, 95):
+                    worst, every = farthest(rows, what, level), next(r for r in rows if r["by"] == "all" and r["what"] == what and r["level"] == level)
+                    print(f"  {name:20} {what:20} {level} %: {every['value']:.1%}; {worst['value']:.1%} ({worst['low']:.1%} to {worst['high']:.1%}) {worst['group']}, {worst['people']:,} people")
     if found := results.get("households"):
         print(f"\n{found['people']:,} households; chosen on origins {found['chosen_by']['origins']}: {found['chosen']}")
         for name, errors in found["tried"].items():
@@ -173,9 +236,13 @@ def show(results: dict) -> None:
                 print(f"    {r['level']} % {r['group']:8} {r['what']:20} {r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})  {r['people']:,}")
 
 
+PARTS = ("population", "seeds", "households")
+JUDGES = ((21, 1000), (22, 1000), (23, 1000), (24, 1000), (11, 1000), (7, 2000), (25, 2000), (26, 2000))  # seeds that nothing was chosen on, and people; seed 7 is the default population
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=("population", "households"), default=("population", "households"))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--people", type=int, default=2000)
     parser.add_argument("--days", type=int, default=730)
     parser.add_argument("--seed", type=int, default=11, help="of the population; the one that the ways of making ranges were chosen on is 7")
@@ -185,6 +252,11 @@ if __name__ == "__main__":
     if "population" in given.only:
         results["population"] = population(given.people, given.days, given.seed)
         given.out.write_text(json.dumps(results, indent=1) + "\n")
+    if "seeds" in given.only:
+        results["seeds"] = []
+        for seed, people in JUDGES:
+            results["seeds"].append(held(people, given.days, seed))
+            given.out.write_text(json.dumps(results, indent=1) + "\n")
     if "households" in given.only:
         results["households"] = households()
         given.out.write_text(json.dumps(results, indent=1) + "\n")
