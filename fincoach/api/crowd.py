@@ -40,7 +40,17 @@ def room() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, (most if soft == resource.RLIM_INFINITY else min(soft, most)) - _OTHERS)
 
-# %% ../../nbs/api/crowd.ipynb #e1162837
+# %% ../../nbs/api/crowd.ipynb #37bd9ad4
+def _overdue(waiting: dict, before: float) -> list:
+    """Those who wait since before a moment: they stand in front."""
+    found = []
+    for connection, since in waiting.items():
+        if since > before:
+            break
+        found.append(connection)
+    return found
+
+# %% ../../nbs/api/crowd.ipynb #d313eff8
 class Crowd:
     """The connections of a server, `most` of them. `counts` says how many were closed, and why."""
 
@@ -103,16 +113,6 @@ class Crowd:
         self._looks = bool(self.here)
         if self._looks:
             loop.call_later(1, self._look, loop)
-
-
-def _overdue(waiting: dict, before: float) -> list:
-    """Those who wait since before a moment: they stand in front."""
-    found = []
-    for connection, since in waiting.items():
-        if since > before:
-            break
-        found.append(connection)
-    return found
 
 # %% ../../nbs/api/crowd.ipynb #851b386a
 def _refusal(status: str, text: str) -> bytes:
