@@ -50,30 +50,14 @@ def _overdue(waiting: dict, before: float) -> list:
         found.append(connection)
     return found
 
-# %% ../../nbs/api/crowd.ipynb #d313eff8
-class Crowd:
-    """The connections of a server, `most` of them. `counts` says how many were closed, and why."""
+# %% ../../nbs/api/crowd.ipynb #4fa2adfe
+class _Lists:
+    """Who is here, and who owes us what, the oldest first."""
 
-    def __init__(self, most: int, patience: Patience = Patience()):  # noqa: B008  # it cannot be changed
-        self.most, self.patience, self.counts = most, patience, Counter()
+    def __init__(self):
         self.here: set = set()
         self.asking: dict = {}  # connection -> since when its next request is waited for
         self.reading: dict = {}  # connection -> since when it has not read what was written
-        self._looks = False
-
-    def came(self, connection) -> bool:
-        """Whether there is room for one more: somebody who asks nothing may have to leave for it."""
-        if len(self.here) >= self.most:
-            oldest = next(iter(self.asking), None)
-            if oldest is None:
-                self.counts["refused"] += 1
-                return False
-            self._close(oldest, "made room")
-        self.here.add(connection)
-        if not self._looks:
-            self._looks = True
-            connection.loop.call_later(1, self._look, connection.loop)
-        return True
 
     def asks(self, connection) -> None:
         """From now on its next request is waited for."""
@@ -90,6 +74,29 @@ class Crowd:
         self.here.discard(connection)
         self.asking.pop(connection, None)
         self.reading.pop(connection, None)
+
+# %% ../../nbs/api/crowd.ipynb #29fd7c78
+class Crowd(_Lists):
+    """The connections of a server, `most` of them. `counts` says how many were closed, and why."""
+
+    def __init__(self, most: int, patience: Patience = Patience()):  # noqa: B008  # it cannot be changed
+        super().__init__()
+        self.most, self.patience, self.counts = most, patience, Counter()
+        self._looks = False
+
+    def came(self, connection) -> bool:
+        """Whether there is room for one more: somebody who asks nothing may have to leave for it."""
+        if len(self.here) >= self.most:
+            oldest = next(iter(self.asking), None)
+            if oldest is None:
+                self.counts["refused"] += 1
+                return False
+            self._close(oldest, "made room")
+        self.here.add(connection)
+        if not self._looks:
+            self._looks = True
+            connection.loop.call_later(1, self._look, connection.loop)
+        return True
 
     def _close(self, connection, why: str) -> None:
         self.counts[why] += 1
