@@ -121,13 +121,13 @@ class Crowd(_Lists):
         if self._looks:
             loop.call_later(1, self._look, loop)
 
-# %% ../../nbs/api/crowd.ipynb #851b386a
+# %% ../../nbs/api/crowd.ipynb #529e90bd
 def _refusal(status: str, text: str) -> bytes:
     """A whole answer, for where there is no app yet."""
     body = f'{{"error": "{text}", "what_to_do": "try again in a moment", "request_id": ""}}'
     return f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
 
-
+# %% ../../nbs/api/crowd.ipynb #336b3581
 class Patient(HttpToolsProtocol):
     """A connection of a `crowd`."""
 
