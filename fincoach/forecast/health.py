@@ -802,7 +802,7 @@ def judge_of(e: Evidence) -> Verdict:
     return decide(gates(e), f"The weighed walks are {-mean.value:.0%} nearer to the balance that came than the best single opinion ({e.best_alone}), and their chances hold.",
                   "Not to be served: {failed}.")
 
-# %% ../../nbs/forecast/health.ipynb #e35be0dd
+# %% ../../nbs/forecast/health.ipynb #c13dc052
 _SAYS = {"walks": "streams and the rest, walked", "drift": "the last twelve weeks go on", "echo": "as in the same span of the last months", "still": "as it is today", "usual": "the middle of the last half year"}
 
 
@@ -827,7 +827,7 @@ def _found(e: Evidence) -> Section:
     idle = [m for k, m in enumerate(MEMBERS) if max(row[k] for row in e.parameters.weights) < 0.02]
     if idle:
         items.append({"severity": "note", "what": f"No weight for {', '.join(idle)}.", "evidence": "Beside the others they add nothing here.", "advice": "They stay: on other people they may."})
-    items += [{"severity": getattr(f, "severity", "note"), "what": f"{getattr(f, 'table', 'data')}.{getattr(f, 'field', '')}: {getattr(f, 'rule', f)}", "evidence": f"{getattr(f, 'count', '')} rows"} for f in e.findings]
+    items += [{"severity": getattr(f, "severity", "note"), "what": f"{getattr(f, 'table', 'data')}.{getattr(f, 'field', '')}: {getattr(f, 'rule', f)}", "evidence": f"{getattr(f, 'count', '')} rows", "advice": getattr(f, "advice", "")} for f in e.findings]
     return Section("findings", "", "What speaks for it, and against it.", [findings(items)])
 
 

@@ -7,7 +7,7 @@ __all__ = ['HORIZON', 'WORSE_BY', 'Recipe', 'Data', 'features_at', 'take_data', 
            'sensitivity', 'by_group', 'Recovery', 'planted', 'recover', 'Comparison', 'compare', 'Evidence', 'gates',
            'judge', 'write_report', 'FeaturePipeline', 'files_of', 'finish', 'fit', 'examine', 'train_segmentation']
 
-# %% ../../nbs/segments/training.ipynb #ad3af14f
+# %% ../../nbs/segments/training.ipynb #7b21d892
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
@@ -84,7 +84,7 @@ class Recipe:
         """Plain values, for JSON."""
         return asdict(self) | {"as_of": self.as_of.isoformat()}
 
-# %% ../../nbs/segments/training.ipynb #0e229810
+# %% ../../nbs/segments/training.ipynb #24758cc0
 @dataclass(frozen=True)
 class Data:
     """What is learned from: the gate's answer, ledgers, and features (`user_id` and the 28) on two days."""
@@ -112,6 +112,8 @@ def take_data(snapshot, recipe: Recipe) -> Data:
     gate, before = (minimum_data(snapshot, day, *limits) for day in (recipe.as_of, recipe.earlier))
     if not gate.passed:
         raise NotEnoughData(gate.sentence)
+    if not before.user_ids:
+        raise NotEnoughData(f"nobody had a history on {recipe.earlier}, {HORIZON} days earlier: whether segments foresee anything is judged from then on, so transactions of longer are needed")
     ledgers = Ledgers.from_snapshot(snapshot)
     profiles = snapshot.scan("user_profiles").filter(pl.col("user_id").is_in(list(gate.user_ids))).collect()
     rows = snapshot.scan("transactions").select(pl.len()).collect().item()
@@ -753,7 +755,7 @@ def finish(e: Evidence) -> Candidate:
     report = write_report(e)
     return Candidate(e, report, files_of(e, report), _manifest(e, report.verdict))
 
-# %% ../../nbs/segments/training.ipynb #b31f1cb1
+# %% ../../nbs/segments/training.ipynb #878adf70
 @one_thread()
 def fit(data: Data, recipe: Recipe, version: str) -> UserSegmentationModel:
     """The model on today's features."""

@@ -7,7 +7,7 @@ __all__ = ['LEVELS', 'QUANTILES', 'LEAST', 'GROUPS', 'SEQUENCE_OPERATORS', 'VOIC
            'PersonForecast', 'SpendingForecasts', 'own_errors', 'activity', 'rules_forecast', 'SequenceNetwork',
            'Opinions', 'opinions', 'SpendingParameters', 'SpendingModel', 'combined', 'groups_of', 'warm']
 
-# %% ../../nbs/serving/forecast.ipynb #114dbf7a
+# %% ../../nbs/serving/forecast.ipynb #707522cb
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from fincoach.serving.inputs import (
     window,
 )
 from .network import OPERATORS, NetworkError, _notes, _session, check_graph
-from .offsets import AND, AS_SAID, Offsets, offsets_from_dict, offsets_to_dict, shifted
+from .offsets import AND, AS_SAID, Offsets, groups_in, offsets_from_dict, offsets_to_dict, shifted
 from .trees import Trees
 from ..show import Card, Html, facts, html, join, table
 
@@ -81,7 +81,7 @@ def _fan(past, weeks) -> Html:
                 f'<text x="{x(n):.1f}" y="{_TALL - 6}" text-anchor="middle">{weeks[0].monday:%d %b}</text><text x="{_WIDE - 8}" y="{_TALL - 6}" text-anchor="end">{weeks[-1].monday:%d %b}</text></svg>'
                 '<figcaption>Black: weeks past. Blue: the middle of what is expected, with the ranges that should hold in 80 % and 95 % of the weeks.</figcaption></figure>')
 
-# %% ../../nbs/serving/forecast.ipynb #38e66f3d
+# %% ../../nbs/serving/forecast.ipynb #db23a6c8
 _MAKERS = {"model": "the model", "cold start": "the model, from few weeks", "rules": "a plain rule", "unknown": "nobody: too little is known"}
 
 
@@ -115,7 +115,7 @@ class PersonForecast(Card):
         if not self.weeks:
             return html(f"Fewer than {LEAST} whole weeks of this person are known: that is too little for a forecast.")
         w, m = self.weeks[0], self.month
-        shown = facts({"next week": _money(w.point), f"next {MONTH} weeks": _money(m[2]), "made by": _MAKERS[self.made_by], "group": self.group},
+        shown = facts({"next week": _money(w.point), f"next {MONTH} weeks": _money(m[2]), "made by": _MAKERS[self.made_by], "ranges as for": ", ".join(groups_in(self.group))},
                       {"next week": f"80 %: {_money(w.low80)} to {_money(w.high80)}", f"next {MONTH} weeks": f"80 %: {_money(m[1])} to {_money(m[3])}"})
         largest = sorted(self.categories.items(), key=lambda kv: -sum(kv[1][:MONTH]))[:6]
         rows = [{"category": name, "next week": _money(v[0]), "a week, next four": _money(sum(v[:MONTH]) / MONTH)} for name, v in largest]

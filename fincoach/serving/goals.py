@@ -528,7 +528,7 @@ def _regular(goal: _Goal, look: GoalProgressAnalyzer, chance: float) -> Adjustme
     minor = math.ceil(factor * steady.usual)
     return Adjustment("standing order", f"Set up a standing order of {_money(minor, goal)} a month", minor, goal.due, steady.chance(pay=factor), "simulation")
 
-# %% ../../nbs/serving/goals.ipynb #b7261fd7
+# %% ../../nbs/serving/goals.ipynb #2eae3aff
 @dataclass(frozen=True)
 class Insight:
     """Something worth saying about a goal, the chance behind it, and what it stands on."""
@@ -563,7 +563,7 @@ class GoalInsights(Card):
 
     def card_body(self) -> Html:
         rows = [{"": badge(i.kind, {"on course": "good", "reached": "good"}.get(i.kind, "note")), "what": i.words, "stands on": "; ".join(f"{k} {v}" for k, v in i.evidence.items())} for i in self.insights]
-        return join([*[callout(w, "warning") for w in self.warnings], table(rows) if rows else prose("No goal is open: nothing to say."), prose(f"Answered by {self.model_version}.")])
+        return join([*[callout(w, "warning") for w in self.warnings], table(rows) if rows else prose("There is nothing to say." if self.goals else "No goal is open."), prose(f"Answered by {self.model_version}.")])
 
 # %% ../../nbs/serving/goals.ipynb #1d5ae401
 _ORDER = ("stalled", "nearly", "later", "far", "on course", "reached")
