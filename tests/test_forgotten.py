@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import shutil
 import time
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -17,12 +18,13 @@ from fincoach import cli
 from fincoach.api.access import Limits, make_token
 from fincoach.api.app import close_parts, create_app, parts_of
 from fincoach.api.asking import Clock, Pool
-from fincoach.data.rights import Places, marks, reach, set_consent
+from fincoach.data.database import connect
+from fincoach.data.rights import Places, marks, reach, request_erasure, resume_erasures, set_consent
 from fincoach.data.tables import TABLES
 from fincoach.learn.retrain import prepare, retrain
 from fincoach.segments.model import UserSegmentationModel
 from fincoach.serving.artifacts import champion, listed, open_version, promote, publish
-from fincoach.serving.forgetting import marked_versions
+from fincoach.serving.forgetting import forget_person, marked_versions
 from fincoach.settings import load_settings
 
 NOON, WIDE = datetime(2024, 9, 1, 12, tzinfo=UTC), Limits(caller=(1e6, 1e6), address=(1e6, 1e6))
@@ -30,7 +32,7 @@ GONE, NOISY = (7, "person-00007"), (3, 11, 19)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def once(tmp_path_factory):
     """Settings of a folder in which a segmentation was trained on all but three of sixty people; what was said, and what came of it."""
     home, said = tmp_path_factory.mktemp("forgotten"), []
     settings = load_settings(work=home / "work", artifacts=home / "artifacts", reports=home / "reports", database_url=f"sqlite:///{home}/work/fincoach.db",
@@ -45,6 +47,15 @@ def trained(tmp_path_factory):
         result = retrain("population", settings, notebook=False, say=said.append)
         promote(settings.artifacts, "segmentation", result.version)
         yield settings, said, result
+
+
+@pytest.fixture
+def trained(once, tmp_path):
+    """A copy of that folder, which a test may change."""
+    settings, said, result = once
+    shutil.copytree(settings.artifacts.parent, tmp_path / "home")
+    here = {name: tmp_path / "home" / name for name in ("work", "artifacts", "reports")}
+    return replace(settings, **here, database_url=f"sqlite:///{here['work']}/fincoach.db"), said, result
 
 
 def bytes_of(settings) -> dict[str, bytes]:
@@ -121,6 +132,10 @@ def test_nothing_is_left_of_an_erased_person_in_any_table_file_cache_or_log(trai
 
 def test_the_next_retrain_ends_what_learned_from_them(trained):
     settings, _, first = trained
+    engine = connect(settings.database_url)
+    request_erasure(engine, GONE[0], NOON)
+    resume_erasures(engine, Places(settings.work, settings.reports, settings.artifacts), NOON, forget_person)
+    engine.dispose()
     marked = marked_versions(settings.artifacts)
     assert [m.role for m in marked] == ["champion"]
     second = retrain(settings.database_url, settings, notebook=False, say=lambda text: None)

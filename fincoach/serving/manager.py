@@ -30,12 +30,13 @@ from ..data.tables import CATEGORIES, KINDS, TABLES, User
 from .artifacts import CHAMPIONS, ArtifactError, Serving, end_canary, meets_canary, open_version, rollback, serving
 from .segmentation import ServiceError
 
-# %% ../../nbs/serving/manager.ipynb #eef8ae8f
+# %% ../../nbs/serving/manager.ipynb #daf090a8
 class Kind(NamedTuple):
-    """A model that is served: `make(engine, artifacts, version)` gives its service, `trial(service, user_id, day)` one answer of it."""
+    """A model that is served: `make(engine, artifacts, version)` gives its service, `trial(service, user_id, day)` one answer of it; `rules` is what its rules are called."""
 
     make: Callable[[sa.Engine, Path, str | None], Any]
     trial: Callable[[Any, int, date], Any]
+    rules: str = "rules"
 
 
 def _service(name: str) -> Callable:
@@ -54,10 +55,10 @@ def _noon(day: date) -> datetime:
 
 
 MODELS: dict[str, Kind] = {
-    "segmentation": Kind(_service("UserSegmentationService"), lambda s, user, day: s.classify_user_segment(user, day)),
-    "recommendation": Kind(_service("EnhancedCQLModelService"), lambda s, user, day: s.get_segment_aware_recommendation(user, _noon(day), f"trial {id(s)}")),
-    "spending": Kind(_service("SpendingPredictionService"), lambda s, user, day: s.predict_weekly_spending(user, day)),
-    "goal": Kind(_service("GoalPredictionService"), lambda s, user, day: s.predict_goal_achievement(user, 1, day)),
+    "segmentation": Kind(_service("UserSegmentationService"), lambda s, user, day: s.classify_user_segment(user, day), "rules-1"),
+    "recommendation": Kind(_service("EnhancedCQLModelService"), lambda s, user, day: s.get_segment_aware_recommendation(user, _noon(day), f"trial {id(s)}"), "rules-1"),
+    "spending": Kind(_service("SpendingPredictionService"), lambda s, user, day: s.predict_weekly_spending(user, day), "rules-1"),
+    "goal": Kind(_service("GoalPredictionService"), lambda s, user, day: s.predict_goal_achievement(user, 1, day), "counting-1"),
     "health": Kind(_service("FinancialHealthForecaster"), lambda s, user, day: s.outlook(user, day)),
 }
 
@@ -357,7 +358,7 @@ class _Place:
                     self.served = self._fill(self)
         return self.served
 
-# %% ../../nbs/serving/manager.ipynb #e0ef42b7
+# %% ../../nbs/serving/manager.ipynb #5e60d76e
 class Lineup:
     """One service for each model, at one moment; it does not change. `lineup["spending"]` tells who serves, `lineup.spending` is the service."""
 
@@ -383,7 +384,7 @@ class Lineup:
     def versions(self) -> dict[str, str]:
         """The version of each model that was asked for already, or is to be opened when it is."""
         places = {n: self._met.get(n) or p for n, p in self._places.items()}
-        return {n: p.served.version if p.served else p.wanted.version or "rules" for n, p in places.items()}
+        return {n: p.served.version if p.served else p.wanted.version or self._manager.models[n].rules for n, p in places.items()}
 
     def ask(self, model: str, call: Callable[[Any], Any], budget_s: float | None = None) -> Asked:
         """What `call(service)` answers. Where a canary raises, answers with no number or is late, the champion answers within the budget.
@@ -654,7 +655,7 @@ class _TakingBack(_Guarding):
         """Write to champions.json that a version was taken back."""
         self._unwritten[name] = self.updater.take_back(name, version, canary, why)
 
-# %% ../../nbs/serving/manager.ipynb #276b863c
+# %% ../../nbs/serving/manager.ipynb #f46ec7e3
 class EnhancedModelManager(_TakingBack):
     """Serves every model of `models` from a database (URL or engine) and a folder of artifacts, and follows what champions.json says.
 
@@ -691,7 +692,7 @@ class EnhancedModelManager(_TakingBack):
         """The state of one model."""
         place, canary, said = lineup._places[name], lineup._canaries.get(name), self._plan.get(name, Serving(None))
         served = place.served
-        version = served.version if served else said.version or "rules"
+        version = served.version if served else said.version or self.models[name].rules
         wrong = [why for (n, v, c), why in list(self._refused.items()) if n == name and v in (said.version, said.canary)]
         return {
             "version": version, "method": served.method if served else "", "open": served is not None, "champion": said.version, "why": served.why if served else "",
