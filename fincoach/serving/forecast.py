@@ -53,7 +53,7 @@ class Week(NamedTuple):
     low95: float
     high95: float
 
-# %% ../../nbs/serving/forecast.ipynb #692bf0b6
+# %% ../../nbs/serving/forecast.ipynb #45908566
 _WIDE, _TALL, _LEFT, _BASE = 700, 210, 56, 186
 
 
@@ -73,9 +73,10 @@ def _fan(past, weeks) -> Html:
     n = len(past)
     band = lambda a, b: line([getattr(w, b) for w in weeks], n) + " " + " ".join(reversed(line([getattr(w, a) for w in weeks], n).split()))  # noqa: E731
     rule = lambda v: f'<line x1="{_LEFT}" x2="{_WIDE}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#dfe3e8"/><text x="{_LEFT - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{_money(v)}</text>'  # noqa: E731
+    marks = [0.0, top] + [low] * (y(low) - y(0.0) > 14)  # a label needs its place
     dots = "".join(f'<circle cx="{x(n + i):.1f}" cy="{y(w.point):.1f}" r="3"/>' for i, w in enumerate(weeks))
     return Html(f'<figure class="fc-figure"><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDE} {_TALL}" role="img" aria-label="Spending of {n} past and {len(weeks)} coming weeks, '
-                f'with ranges" font-size="11" fill="#66707e">{"".join(rule(v) for v in {0.0, low, top})}'
+                f'with ranges" font-size="11" fill="#66707e">{"".join(rule(v) for v in marks)}'
                 f'<g fill="#0072B2"><polygon points="{band("low95", "high95")}" opacity=".14"/><polygon points="{band("low80", "high80")}" opacity=".25"/>{dots}</g>'
                 f'<polyline points="{line(past, 0)}" fill="none" stroke="#1b2330" stroke-width="1.6"/><polyline points="{line([w.point for w in weeks], n)}" fill="none" stroke="#0072B2" stroke-width="2"/>'
                 f'<text x="{x(n):.1f}" y="{_TALL - 6}" text-anchor="middle">{weeks[0].monday:%d %b}</text><text x="{_WIDE - 8}" y="{_TALL - 6}" text-anchor="end">{weeks[-1].monday:%d %b}</text></svg>'
