@@ -213,13 +213,13 @@ def over_http(url: str, connections: int, size: int, seconds: float) -> dict:
     return found
 
 
-def noticing(url: str, request, rounds: int, seconds: float) -> dict:
-    """The trivial endpoint with the middleware and without, in turns."""
+def noticing(url: str, request, rounds: int, seconds: float, before: float = 0.3, connections: int = 8) -> dict:
+    """The trivial endpoint with the middleware and without, in turns; each is asked for some seconds `before` it is measured."""
     found, kept = {"with": [], "without": []}, 0
     for turn in range(rounds):
         for way in ("with", "without") if turn % 2 else ("without", "with"):
             served = Served(url, way)
-            asyncio.run(ask(served.port, 8, 0.3, request, b"200"))
+            asyncio.run(ask(served.port, connections, before, request, b"200"))
             busy, begin = served.busy(), time.perf_counter()
             waits = asyncio.run(ask(served.port, 32, seconds, request, b"200"))
             found[way].append((len(waits) / (time.perf_counter() - begin), 1e6 * (served.busy() - busy) / len(waits)))
@@ -281,7 +281,7 @@ def on(url: str, quick: bool) -> dict:
     engine = filled(url)
     found = {"one_by_one": one_by_one(engine, seconds), "service_1_event_64_senders": direct(engine, 64, 1, seconds), "service_1_event_1_sender": direct(engine, 1, 1, seconds),
              "service_100_events_8_senders": direct(engine, 8, 100, seconds), "http_1_event_64_connections": over_http(url, 64, 1, seconds),
-             "http_100_events_8_connections": over_http(url, 8, 100, seconds), "noticing_refreshes": noticing(url, polled, 3, seconds), "noticing_new_looks": noticing(url, new, 3, seconds)}
+             "http_100_events_8_connections": over_http(url, 8, 100, seconds), "noticing_refreshes": noticing(url, polled, 3, seconds), "noticing_seen": noticing(url, polled, 3, seconds, 2.0, 32), "noticing_new_looks": noticing(url, new, 3, seconds)}
     engine.dispose()
     return found
 
@@ -309,7 +309,7 @@ def lines(results: dict) -> str:
     for way, words in ways.items():
         cells = (f"{r['events_per_s']:,} ({r['p50_ms']:g}, {r['p99_ms']:g}; {r['cpu_us_per_event']:g})" for r in (results[d][way] for d in ("sqlite", "postgresql")))
         told.append(f"| {words} | {' | '.join(cells)} |")
-    for way, words in (("noticing_refreshes", "throughput kept with the middleware, people who refresh"), ("noticing_new_looks", "the same, each request a new look")):
+    for way, words in (("noticing_refreshes", "throughput kept with the middleware, people who refresh, their first looks among it"), ("noticing_seen", "the same, once everybody was seen"), ("noticing_new_looks", "each request a new look")):
         kept = (f"{100 * results[d][way]['throughput_kept']:.1f} %" for d in ("sqlite", "postgresql"))
         told.append(f"| {words} | {' | '.join(kept)} |")
     return "\n".join(told)
