@@ -35,7 +35,7 @@ GONE, NOISY = (7, "person-00007"), (3, 11, 19)
 def once(tmp_path_factory):
     """Settings of a folder in which a segmentation was trained on all but three of sixty people; what was said, and what came of it."""
     home, said = tmp_path_factory.mktemp("forgotten"), []
-    settings = load_settings(work=home / "work", artifacts=home / "artifacts", reports=home / "reports", database_url=f"sqlite:///{home}/work/fincoach.db",
+    settings = load_settings(work=home / "work", artifacts=home / "artifacts", reports=home / "reports", database_url=f"sqlite:///{home / 'work'}/fincoach.db",
                              people=60, days=240, min_recovery=-1.0, min_stability=0.0)
     made = prepare("population", settings, say=said.append)
     for user in NOISY:
