@@ -81,7 +81,7 @@ def kept_about(engine: sa.Engine, user_id: int, user: str) -> KeptAnswers:
         rows = connection.execute(sa.select(*columns).where(t.user_id == user_id).order_by(t.created_at.desc(), t.id.desc()).limit(_MOST)).mappings().all()
     return KeptAnswers(user=user, answers=[PredictionCacheEntry(**dict(r) | {"as_of": r["as_of"].date()}) for r in rows])
 
-# %% ../../nbs/api/operators.ipynb #ba178ad5
+# %% ../../nbs/api/operators.ipynb #1266a2a2
 def _counted(engine: sa.Engine) -> tuple[int, int, int, int]:
     """People, people who are not learned from, open erasures, kept answers."""
     count, t = sa.func.count, TABLES
@@ -105,7 +105,7 @@ async def operator_status(parts: Parts, health: Callable) -> OperatorStatus:
     """What an operator looks at first; `health` gives the health of the services."""
     whole = await health(parts)
     people, refusing, erasures, kept = await parts.access.reads(_counted, parts.engine)
-    marked, events = marked_versions(parts.manager.artifacts), parts.batcher.status()
+    marked, events = await parts.pool.run(marked_versions, parts.manager.artifacts), parts.batcher.status()
     return OperatorStatus(
         status=whole.status, to_do=to_do(marked, erasures, parts.erasures.failed, events, parts.manager.status()),
         models=[ModelState(model_name=m, model_version=v, role=r) for m, v, r in parts.manager.serving()],
